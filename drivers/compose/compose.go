@@ -1,0 +1,133 @@
+// Package compose gives a driver a name of its own over another one, its base, so that a chain of extensions can be
+// bound to that name.
+//
+// A composed driver resolves three things and delegates all else to the driver that its bases end in: the name, since
+// it shows only what bears its own; the capabilities, which are its base's; and a sandbox's driver_config, of which
+// the keys base and extensions are for others (see SplitConfig). Composed drivers stack: the base may be composed
+// too, and each layer takes its own part of driver_config off. The chain itself is not called here.
+package compose
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/plan"
+)
+
+// New returns a driver of that name over base, which stays its opener's to close: several names may share one. It is
+// a driver.Logger if base is.
+func New(name string, base driver.Driver) driver.Driver {
+	return dress(&composed{named: named{Driver: root(base), name: name}, base: base})
+}
+
+// Named returns base as it is under its own name: the same driver, without the sandboxes of names composed over it.
+// Like New it leaves closing to the opener.
+func Named(name string, base driver.Driver) driver.Driver {
+	return dress(&named{Driver: root(base), name: name})
+}
+
+// Splitter returns what takes the parts for extensions out of a sandbox's driver_config, by extension, those of bases
+// included. It is nil for a driver that is not composed.
+func Splitter(d driver.Driver) func(json.RawMessage) (map[string]json.RawMessage, error) {
+	c, ok := undress(d).(*composed)
+	if !ok {
+		return nil
+	}
+	return c.extensions
+}
+
+// named is a driver that shows only what bears its name.
+type named struct {
+	driver.Driver // the one at the bottom, which knows the sandboxes of every name
+	name          string
+}
+
+// List implements driver.Driver.
+func (n *named) List(ctx context.Context) ([]*driver.Status, error) {
+	all, err := n.Driver.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var own []*driver.Status
+	for _, s := range all {
+		if s.Identity.Driver == n.name {
+			own = append(own, s)
+		}
+	}
+	return own, nil
+}
+
+// Watch implements driver.Driver.
+func (n *named) Watch(ctx context.Context, fn func(driver.Event) error) error {
+	return n.Driver.Watch(ctx, func(e driver.Event) error {
+		if e.Synced || n.name == driverOf(e) {
+			return fn(e)
+		}
+		return nil
+	})
+}
+
+// Close implements driver.Driver. There is nothing of its own to end.
+func (n *named) Close() error { return nil }
+
+func driverOf(e driver.Event) string {
+	if e.Status != nil {
+		return e.Status.Identity.Driver
+	}
+	return e.Deleted.Driver
+}
+
+// composed is a named driver that also takes driver_config apart.
+type composed struct {
+	named
+	base driver.Driver // the next one down, which takes its own part of driver_config
+}
+
+// Layers implements driver.Driver: those of the base, for the base's part of the configuration.
+func (c *composed) Layers(ctx context.Context, r *driver.Request) ([]plan.Layer, error) {
+	_, base, _, err := c.split(r.Config)
+	if err != nil {
+		return nil, err
+	}
+	inner := *r
+	inner.Config, inner.Spec.DriverConfig = base, base
+	layers, err := c.base.Layers(ctx, &inner)
+	if err != nil {
+		return nil, inBase(err)
+	}
+	return layers, nil
+}
+
+// logging adds driver.Logger to a driver whose root has it.
+type logging struct {
+	driver.Driver
+	driver.Logger
+}
+
+// dress adds the optional interfaces that the driver at the bottom implements.
+func dress(d driver.Driver) driver.Driver {
+	if l, ok := root(d).(driver.Logger); ok {
+		return logging{Driver: d, Logger: l}
+	}
+	return d
+}
+
+func undress(d driver.Driver) driver.Driver {
+	if l, ok := d.(logging); ok {
+		return l.Driver
+	}
+	return d
+}
+
+// root returns the driver that a stack of names ends in.
+func root(d driver.Driver) driver.Driver {
+	switch d := undress(d).(type) {
+	case *named:
+		return d.Driver
+	case *composed:
+		return d.Driver
+	default:
+		return d
+	}
+}
