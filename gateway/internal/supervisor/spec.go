@@ -1,0 +1,176 @@
+package supervisor
+
+import (
+	"fmt"
+	"maps"
+	"os/user"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sandgate/sandgate/shared/fault"
+	"github.com/sandgate/sandgate/shared/wire"
+)
+
+// Spec is what an `extension` block says about a program and its process.
+type Spec struct {
+	Name        string   // of the block; it names the extension in every message
+	Command     string   // absolute path
+	Args        []string // after the program's own name
+	Checksum    string   // "sha256:" and 64 hex digits
+	Unpinned    bool     // allows an empty Checksum; for --dev only
+	Interpreter string   // absolute path; set when Command is a script
+	Files       []string // absolute paths; what a script needs beside it
+	Env         map[string]string
+	User, Group string // names or numbers; empty: those of the gateway
+	Limits      Limits
+	Restart     Restart
+	// Copy, when set, runs the gateway's own copy that Keep returned this reference for, instead of Command.
+	// Checksum and Files are then those of the copy.
+	Copy string
+}
+
+// Limits bounds the process. Zero means no limit. What is asked for and cannot be given fails the launch.
+type Limits struct {
+	Memory int64   // bytes, of the process and its children
+	CPU    float64 // processors
+	PIDs   int64   // processes and threads
+	Files  uint64  // open descriptors
+}
+
+// Restart is the crash budget: how many restarts within Window before the extension is given up.
+type Restart struct {
+	Budget int
+	Window time.Duration
+}
+
+// What is used where a Spec leaves the crash budget empty.
+const (
+	DefaultBudget = 5
+	DefaultWindow = 10 * time.Minute
+)
+
+func (l Limits) cgroup() bool { return l.Memory > 0 || l.CPU > 0 || l.PIDs > 0 }
+func (l Limits) any() bool    { return l.cgroup() || l.Files > 0 }
+
+// checked returns the spec with its defaults, or says what in it cannot work.
+func (s Spec) checked() (Spec, error) {
+	if s.Name == "" {
+		return s, fault.New(fault.Invalid, "an extension needs a name")
+	}
+	if s.Restart.Budget <= 0 {
+		s.Restart.Budget = DefaultBudget
+	}
+	if s.Restart.Window <= 0 {
+		s.Restart.Window = DefaultWindow
+	}
+	if s.Copy == "" && !filepath.IsAbs(s.Command) {
+		return s, s.invalid("command %q is not an absolute path", s.Command)
+	}
+	if s.Interpreter != "" && !filepath.IsAbs(s.Interpreter) {
+		return s, s.invalid("interpreter %q is not an absolute path", s.Interpreter)
+	}
+	if len(s.Files) > 0 && s.Interpreter == "" {
+		return s, s.invalid("files belong to a script: name its interpreter")
+	}
+	for _, f := range s.Files {
+		if !filepath.IsAbs(f) {
+			return s, s.invalid("file %q is not an absolute path", f)
+		}
+	}
+	switch {
+	case s.Checksum == "" && s.Copy == "" && !s.Unpinned:
+		return s, s.invalid("checksum is required; %s", hintChecksum(s.Command))
+	case s.Checksum != "" && !digestForm.MatchString(s.Checksum):
+		return s, s.invalid("checksum %q is not \"sha256:\" and 64 hexadecimal digits", s.Checksum)
+	case s.Copy != "" && !digestForm.MatchString(s.Copy):
+		return s, s.invalid("copy %q is not \"sha256:\" and 64 hexadecimal digits", s.Copy)
+	}
+	return s, s.checkEnv()
+}
+
+func (s Spec) checkEnv() error {
+	reserved := append(wire.LaunchVariables(), wire.EnvProgramDir)
+	for name, value := range s.Env {
+		switch {
+		case name == "" || strings.ContainsAny(name, "=\x00"):
+			return s.invalid("environment variable name %q cannot be used", name)
+		case strings.Contains(value, "\x00"):
+			return s.invalid("the value of environment variable %q has a zero byte", name)
+		case slices.Contains(reserved, name):
+			return s.invalid("environment variable %q is the launch's own", name)
+		}
+	}
+	return nil
+}
+
+// environ returns the operator's variables in a stable order.
+func (s Spec) environ() []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(s.Env)) {
+		out = append(out, name+"="+s.Env[name])
+	}
+	return out
+}
+
+func (s Spec) invalid(format string, args ...any) error {
+	return fault.New(fault.Invalid, "extension %q: %s", s.Name, fmt.Sprintf(format, args...))
+}
+
+func (s Spec) precondition(format string, args ...any) error {
+	return fault.New(fault.FailedPrecondition, "extension %q: %s", s.Name, fmt.Sprintf(format, args...))
+}
+
+func hintChecksum(path string) string {
+	return fmt.Sprintf("sha256sum %s prints it", path)
+}
+
+var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
+// credential returns the identity of the process, or nil for the gateway's own.
+func (s Spec) credential() (*syscall.Credential, error) {
+	if s.User == "" && s.Group == "" {
+		return nil, nil
+	}
+	c := &syscall.Credential{Uid: uint32(syscall.Geteuid()), Gid: uint32(syscall.Getegid())}
+	if s.User != "" {
+		u, err := user.Lookup(s.User)
+		if err != nil {
+			u, err = user.LookupId(s.User)
+		}
+		if err != nil {
+			return nil, s.precondition("user %q does not exist on this host", s.User)
+		}
+		c.Uid, c.Gid = number(u.Uid), number(u.Gid)
+	}
+	if s.Group != "" {
+		g, err := user.LookupGroup(s.Group)
+		if err != nil {
+			g, err = user.LookupGroupId(s.Group)
+		}
+		if err != nil {
+			return nil, s.precondition("group %q does not exist on this host", s.Group)
+		}
+		c.Gid = number(g.Gid)
+	}
+	own := c.Uid == uint32(syscall.Geteuid()) && c.Gid == uint32(syscall.Getegid())
+	if syscall.Geteuid() != 0 {
+		if own {
+			return nil, nil
+		}
+		return nil, s.precondition("running it as user %q, group %q needs a gateway that runs as root", s.User, s.Group)
+	}
+	return c, nil // without supplementary groups
+}
+
+func number(id string) uint32 {
+	n, err := strconv.ParseUint(id, 10, 32)
+	if err != nil {
+		return ^uint32(0) // no host gives this id away: setting it fails
+	}
+	return uint32(n)
+}
