@@ -24,6 +24,7 @@ func (w *World) create(r *driver.CreateRequest, partly bool) error {
 	case b == nil:
 		if w.nets[id.WorkspaceID] == nil {
 			w.violated("Create of %s in workspace %s, which was not ensured", id.ID, id.WorkspaceID)
+			return fault.New(fault.FailedPrecondition, "workspace %s was not ensured", id.Workspace)
 		}
 		if err := w.judge(id, objs, objects(r.Workspace), fault.AlreadyExists); err != nil {
 			return err
