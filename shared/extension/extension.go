@@ -83,15 +83,16 @@ type Call struct {
 	Run       int             // number of the run, in its phases
 	Config    json.RawMessage // the extension's own part of driver_config
 
-	State          *State        // the latest, of the subject
-	WorkspaceState *State        // the latest, of the sandbox's workspace
-	Held           []Entry       // what the ledger says is held of the phase's lifetime
-	InDoubt        string        // in a release: the key of the step whose outcome is unknown, if there is one
-	Plan           []plan.Object // what the grant lets it read
-	WorkspacePlan  []plan.Object // likewise, of the workspace's objects
-	Orphans        []Entry       // in a repair: what it holds and the ledger does not have, to be released
-	Lost           []Entry       // in a repair: what the ledger has and it did not report, to be taken back
-	TraceParent    string        // W3C trace context
+	State          *State         // the latest, of the subject
+	WorkspaceState *State         // the latest, of the sandbox's workspace
+	Held           []Entry        // what the ledger says is held of the phase's lifetime
+	InDoubt        string         // in a release: the key of the step whose outcome is unknown, if there is one
+	Plan           []plan.Object  // what the grant lets it read
+	WorkspacePlan  []plan.Object  // likewise, of the workspace's objects
+	Orphans        []Entry        // in a repair: what it holds and the ledger does not have, to be released
+	Lost           []Entry        // in a repair: what the ledger has and it did not report, to be taken back
+	Lifetime       phase.Lifetime // in a repair: which lifetime it is about
+	TraceParent    string         // W3C trace context
 }
 
 // State is an extension's versioned blob, kept by the gateway.

@@ -1,13 +1,12 @@
 // Package pipeline is the only caller of chains. It knows what a bind may see, contribute, hold and decide, and what
 // a failure of it means; it does not know processes, nor what is journaled.
-//
-// SKELETON: signatures that the engine and the supervisor are written against. The implementer replaces this file.
 package pipeline
 
 import (
 	"context"
 	"encoding/json"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/sandgate/sandgate/shared/extension"
@@ -75,7 +74,12 @@ type Bind struct {
 }
 
 // Policy returns how p is called.
-func (b *Bind) Policy(p phase.Phase) PhasePolicy { panic("skeleton") }
+func (b *Bind) Policy(p phase.Phase) PhasePolicy {
+	if policy, ok := b.Policies[p]; ok {
+		return policy
+	}
+	return b.Default
+}
 
 // Switch says whether an extension was disabled by an operator, from the next call on.
 type Switch interface {
@@ -83,16 +87,29 @@ type Switch interface {
 }
 
 // Chain is the binds of one driver under one configuration, base's first. Safe for concurrent use.
-type Chain struct{}
+type Chain struct {
+	binds  []*Bind
+	schema *plan.Schema
+	sw     Switch
+}
 
-// New makes a chain. It trusts its binds: the daemon has negotiated them.
-func New(binds []*Bind, schema *plan.Schema, sw Switch) *Chain { panic("skeleton") }
+// New makes a chain. It trusts its binds: Negotiate has judged them.
+func New(binds []*Bind, schema *plan.Schema, sw Switch) *Chain {
+	return &Chain{binds: slices.Clone(binds), schema: schema, sw: sw}
+}
 
 // Binds returns the binds in order.
-func (c *Chain) Binds() []*Bind { panic("skeleton") }
+func (c *Chain) Binds() []*Bind { return slices.Clone(c.binds) }
 
 // Bind returns the bind of an extension, or nil.
-func (c *Chain) Bind(extension string) *Bind { panic("skeleton") }
+func (c *Chain) Bind(extension string) *Bind {
+	for _, b := range c.binds {
+		if b.Extension == extension {
+			return b
+		}
+	}
+	return nil
+}
 
 // Subject is the sandbox that a call is about, and who asked for it. In the phases of a workspace Sandbox is nil.
 type Subject struct {
@@ -105,10 +122,6 @@ type Subject struct {
 	Without          []string                   // those that a fail_open failure left out
 	Run              int
 }
-
-// Activate decides which extensions are active for a new sandbox, in chain order. Asking for one that no rule
-// allows, or that is not in the chain, is Denied and names it.
-func (c *Chain) Activate(s *Subject) ([]string, error) { panic("skeleton") }
 
 // Prepared is what the pure phases came to.
 type Prepared struct {
@@ -138,18 +151,6 @@ type CallReport struct {
 	Err       error // nil: it went well
 	Decision  bool  // Err is a decision, not a failure
 	Note      string
-}
-
-// Validate asks every active bind that declares validate_request, all at once. Denials come back together, in bind
-// order, as one Denied fault with every diagnostic. The second result lists those left out by fail_open.
-func (c *Chain) Validate(ctx context.Context, op Step, s *Subject) ([]CallReport, []string, error) {
-	panic("skeleton")
-}
-
-// Prepare calls prepare_plan through the chain on top of the layers given, each bind seeing what its grant lets it
-// read of the plan so far.
-func (c *Chain) Prepare(ctx context.Context, op Step, s *Subject, layers []plan.Layer, workspace *plan.Plan) (*Prepared, error) {
-	panic("skeleton")
 }
 
 // Step says which step of which operation a call is.
@@ -191,6 +192,3 @@ type Result struct {
 	Decision    bool  // Err is a decision (denied, conflict, outside the grant, disabled and fail_closed): no retry, every policy
 	Skipped     bool  // disabled with --bypass: the operation goes on without it
 }
-
-// Call makes one attempt, under the phase's timeout within ctx.
-func (c *Chain) Call(ctx context.Context, extension string, r *Request) Result { panic("skeleton") }
