@@ -1,0 +1,172 @@
+// Package config reads the configuration: HCL to a plain, checked struct, in which whatever may be wrong later knows
+// where it stands. It starts nothing and knows no other part of the gateway.
+package config
+
+import (
+	"slices"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+
+	"github.com/sandgate/sandgate/shared/phase"
+	"github.com/sandgate/sandgate/shared/plan"
+)
+
+// Config is a checked configuration.
+type Config struct {
+	Gateway     Gateway
+	Store       Store
+	Extensions  []Extension
+	Drivers     []Driver
+	Activations []Activation
+
+	sources *sources
+}
+
+// Gateway is the `gateway` block.
+type Gateway struct {
+	DataDir       string
+	Listen        string // "unix:///path" or "tcp://host:port"
+	MaxOperations int
+	Metrics       string // "": none
+	TLS           *TLS   // of a tcp listener
+	Tracing       string // OTLP endpoint; "": none
+	Range         hcl.Range
+}
+
+// TLS is what a TCP listener needs.
+type TLS struct{ Cert, Key, ClientCA string }
+
+// Store is the `store` block.
+type Store struct {
+	Type  string // "sqlite" or "postgres"
+	URL   string // sensitive: it may hold a password
+	Range hcl.Range
+}
+
+// Extension is an `extension` block.
+type Extension struct {
+	Name        string
+	Command     string
+	Args        []string
+	Checksum    string
+	Interpreter string
+	Files       []string
+	Env         map[string]string // sensitive
+	User, Group string
+	Limits      Limits
+	Restart     Restart
+	Config      hcl.Body // nil: none; its schema is the extension's
+	Range       hcl.Range
+}
+
+// Limits bounds an extension's process. Zero means no limit.
+type Limits struct {
+	Memory int64 // bytes
+	CPU    float64
+	PIDs   int64
+	Files  int64
+}
+
+// Restart is the crash budget.
+type Restart struct {
+	Budget int
+	Window time.Duration
+}
+
+// Driver is a `driver` block. Exactly one of Type, Base, Socket and Command is set.
+type Driver struct {
+	Name     string
+	Type     string
+	Base     string
+	Socket   string
+	Command  string
+	Checksum string
+	Timeouts Timeouts
+	Config   hcl.Body // nil: none; its schema is the driver's
+	Expose   *Expose
+	Binds    []Bind // its own; Chain has its bases' before them
+	Range    hcl.Range
+}
+
+// Timeouts is the durations of a driver.
+type Timeouts struct{ Chain, Call, Ready, Release, Reconcile time.Duration }
+
+// Expose says where a driver is served as a compute driver.
+type Expose struct {
+	Socket      string
+	AllowedUIDs []uint32
+}
+
+// Bind is a `bind` block.
+type Bind struct {
+	Driver        string // whose block it stands in
+	Extension     string
+	Observe       bool
+	OnRequest     bool
+	FailOpen      bool
+	Timeout       time.Duration
+	Authoritative bool
+	Phases        map[phase.Phase]PhasePolicy
+	Mutate        []plan.Pattern
+	Read          []plan.Pattern
+	Override      []plan.Pattern
+	Range         hcl.Range
+}
+
+// PhasePolicy is a `phase` block, with what it leaves out taken from its bind.
+type PhasePolicy struct {
+	Timeout  time.Duration
+	FailOpen bool
+	Attempts int
+}
+
+// Activation is an `activation` block. Empty globs match all.
+type Activation struct {
+	Extension                string
+	Default                  bool
+	Driver, Workspace, Image string
+	Caller                   []string
+	Range                    hcl.Range
+}
+
+// Driver returns a driver by name.
+func (c *Config) Driver(name string) (Driver, bool) {
+	for _, d := range c.Drivers {
+		if d.Name == name {
+			return d, true
+		}
+	}
+	return Driver{}, false
+}
+
+// Extension returns an extension by name.
+func (c *Config) Extension(name string) (Extension, bool) {
+	for _, x := range c.Extensions {
+		if x.Name == name {
+			return x, true
+		}
+	}
+	return Extension{}, false
+}
+
+// Chain returns the binds of a driver in the order in which they are called: those of its bases first.
+func (c *Config) Chain(name string) []Bind {
+	d, ok := c.Driver(name)
+	if !ok {
+		return nil
+	}
+	if d.Base == "" {
+		return d.Binds
+	}
+	return append(slices.Clone(c.Chain(d.Base)), d.Binds...)
+}
+
+// Root returns the driver at the bottom of a composition.
+func (c *Config) Root(name string) Driver {
+	d, _ := c.Driver(name)
+	for d.Base != "" {
+		d, _ = c.Driver(d.Base)
+	}
+	return d
+}

@@ -1,0 +1,215 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/gohcl"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/function"
+
+	"github.com/sandgate/sandgate/shared/fault"
+)
+
+// Options says how a configuration is read.
+type Options struct {
+	Dev       bool                        // checksums may be left out
+	SkipFiles bool                        // programs are not looked for: for examples
+	Types     []string                    // the built-in driver types
+	Getenv    func(string) (string, bool) // nil: os.LookupEnv
+}
+
+// sources is what a configuration was read from: enough to read it again when files and environment have changed.
+type sources struct {
+	Files []source          `json:"files"`
+	Env   map[string]string `json:"env,omitempty"` // what env() gave; sensitive
+	Dev   bool              `json:"dev,omitempty"`
+}
+
+type source struct {
+	Name    string `json:"name"`
+	Content []byte `json:"content"`
+}
+
+// Load reads a file, or every .hcl file of a directory, and checks all of it. Every finding is returned at once; there
+// is a configuration only where none is an error.
+func Load(paths []string, o Options) (*Config, *Findings) {
+	f := newFindings()
+	s := &sources{Env: map[string]string{}, Dev: o.Dev}
+	for _, p := range paths {
+		s.read(p, f)
+	}
+	if len(s.Files) == 0 && !f.HasErrors() {
+		f.add(nil, "No configuration", fmt.Sprintf("There is no .hcl file in %s.", strings.Join(paths, ", ")))
+	}
+	return s.load(o, f), f
+}
+
+// Snapshot returns the sources of the configuration with what env() gave. It is sensitive.
+func (c *Config) Snapshot() ([]byte, error) { return json.Marshal(c.sources) }
+
+// FromSnapshot reads a configuration again from its snapshot. Programs are not looked for.
+func FromSnapshot(raw []byte, types []string) (*Config, error) {
+	s := &sources{}
+	if err := json.Unmarshal(raw, s); err != nil {
+		return nil, fmt.Errorf("read a stored configuration: %w", err)
+	}
+	f := newFindings()
+	env := s.Env
+	c := s.load(Options{Dev: s.Dev, SkipFiles: true, Types: types, Getenv: func(k string) (string, bool) { v, ok := env[k]; return v, ok }}, f)
+	if c == nil {
+		return nil, fault.New(fault.Internal, "a stored configuration cannot be read any more: %s", f)
+	}
+	return c, nil
+}
+
+func (s *sources) read(path string, f *Findings) {
+	info, err := os.Stat(path)
+	if err != nil {
+		f.add(nil, "Configuration cannot be read", err.Error())
+		return
+	}
+	files := []string{path}
+	if info.IsDir() {
+		if files, err = filepath.Glob(filepath.Join(path, "*.hcl")); err != nil {
+			f.add(nil, "Configuration cannot be read", err.Error())
+			return
+		}
+	}
+	for _, name := range files {
+		content, err := os.ReadFile(name)
+		if err != nil {
+			f.add(nil, "Configuration cannot be read", err.Error())
+			continue
+		}
+		s.Files = append(s.Files, source{Name: name, Content: content})
+	}
+}
+
+// load parses, decodes and checks the sources.
+func (s *sources) load(o Options, f *Findings) *Config {
+	if o.Getenv == nil {
+		o.Getenv = os.LookupEnv
+	}
+	var bodies []hcl.Body
+	for _, src := range s.Files {
+		parsed, diags := hclsyntax.ParseConfig(src.Content, src.Name, hcl.InitialPos)
+		f.files[src.Name] = parsed
+		f.extend(diags)
+		if parsed != nil {
+			bodies = append(bodies, parsed.Body)
+		}
+	}
+	var all file
+	ctx := s.context(o)
+	for _, b := range bodies {
+		var one file
+		f.extend(gohcl.DecodeBody(b, ctx, &one))
+		all.Gateways = append(all.Gateways, one.Gateways...)
+		all.Stores = append(all.Stores, one.Stores...)
+		all.Extensions = append(all.Extensions, one.Extensions...)
+		all.Drivers = append(all.Drivers, one.Drivers...)
+		all.Activations = append(all.Activations, one.Activations...)
+	}
+	c := (&checker{options: o, findings: f, ctx: ctx}).check(&all)
+	f.sort()
+	if f.HasErrors() {
+		return nil
+	}
+	c.sources = s
+	return c
+}
+
+// context has the function env, and remembers what it gave.
+func (s *sources) context(o Options) *hcl.EvalContext {
+	env := function.New(&function.Spec{
+		Params: []function.Parameter{{Name: "name", Type: cty.String}},
+		Type:   function.StaticReturnType(cty.String),
+		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+			name := args[0].AsString()
+			v, ok := o.Getenv(name)
+			if !ok {
+				return cty.NilVal, function.NewArgErrorf(0, "the environment variable %s is not set", name)
+			}
+			if s.Env == nil {
+				s.Env = map[string]string{}
+			}
+			s.Env[name] = v
+			return cty.StringVal(v), nil
+		},
+	})
+	return &hcl.EvalContext{Functions: map[string]function.Function{"env": env}}
+}
+
+// Context returns what the expressions of a body may use, for decoding one with somebody else's schema.
+func (c *Config) Context() *hcl.EvalContext {
+	env := c.sources.Env
+	return (&sources{Env: map[string]string{}}).context(Options{Getenv: func(k string) (string, bool) {
+		if v, ok := env[k]; ok {
+			return v, true
+		}
+		v, ok := os.LookupEnv(k)
+		if ok {
+			env[k] = v
+		}
+		return v, ok
+	}})
+}
+
+// Findings is everything that is wrong, or worth saying, with the sources to show it in.
+type Findings struct {
+	diags hcl.Diagnostics
+	files map[string]*hcl.File
+}
+
+func newFindings() *Findings { return &Findings{files: map[string]*hcl.File{}} }
+
+func (f *Findings) add(at *hcl.Range, summary, detail string) {
+	f.diags = append(f.diags, &hcl.Diagnostic{Severity: hcl.DiagError, Summary: summary, Detail: detail, Subject: at})
+}
+
+func (f *Findings) extend(d hcl.Diagnostics) { f.diags = append(f.diags, d...) }
+
+// Add puts a finding of somebody else's into the list, at a place of the configuration.
+func (f *Findings) Add(at hcl.Range, summary, detail string) { f.add(&at, summary, detail) }
+
+// AddDiagnostics puts diagnostics of a body that was decoded elsewhere into the list.
+func (f *Findings) AddDiagnostics(d hcl.Diagnostics) { f.extend(d) }
+
+// HasErrors reports whether there is anything that keeps the configuration from being used.
+func (f *Findings) HasErrors() bool { return f.diags.HasErrors() }
+
+// sort puts the findings in the order of the files, and takes out what was found twice.
+func (f *Findings) sort() {
+	slices.SortStableFunc(f.diags, func(a, b *hcl.Diagnostic) int {
+		switch {
+		case a.Subject == nil || b.Subject == nil:
+			return 0
+		case a.Subject.Filename != b.Subject.Filename:
+			return strings.Compare(a.Subject.Filename, b.Subject.Filename)
+		}
+		return a.Subject.Start.Byte - b.Subject.Start.Byte
+	})
+	f.diags = slices.CompactFunc(f.diags, func(a, b *hcl.Diagnostic) bool {
+		return a.Summary == b.Summary && a.Detail == b.Detail && a.Subject != nil && b.Subject != nil && *a.Subject == *b.Subject
+	})
+}
+
+// String tells the findings in one line each.
+func (f *Findings) String() string {
+	var lines []string
+	for _, d := range f.diags {
+		where := ""
+		if d.Subject != nil {
+			where = fmt.Sprintf("%s:%d: ", d.Subject.Filename, d.Subject.Start.Line)
+		}
+		lines = append(lines, where+d.Summary+": "+d.Detail)
+	}
+	return strings.Join(lines, "; ")
+}

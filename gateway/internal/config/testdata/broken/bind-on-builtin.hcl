@@ -1,0 +1,6 @@
+extension "x" {
+  command = "relative"
+}
+driver "native" {
+  bind "x" {}
+}

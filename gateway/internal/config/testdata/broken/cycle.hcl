@@ -1,0 +1,6 @@
+driver "a" {
+  base = "b"
+}
+driver "b" {
+  base = "a"
+}

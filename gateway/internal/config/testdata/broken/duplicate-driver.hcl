@@ -1,0 +1,2 @@
+driver "native" {}
+driver "native" {}

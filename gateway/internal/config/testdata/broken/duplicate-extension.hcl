@@ -1,0 +1,7 @@
+extension "a" {
+  command = "relative"
+}
+extension "a" {
+  command = "/bin/true"
+}
+driver "native" {}

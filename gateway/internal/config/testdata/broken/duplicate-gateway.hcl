@@ -1,0 +1,3 @@
+gateway {}
+gateway {}
+driver "native" {}

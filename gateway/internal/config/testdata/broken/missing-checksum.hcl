@@ -1,0 +1,4 @@
+extension "x" {
+  command = "/bin/true"
+}
+driver "native" {}

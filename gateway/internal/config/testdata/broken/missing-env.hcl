@@ -1,0 +1,4 @@
+store "postgres" {
+  url = env("NOT_SET")
+}
+driver "native" {}

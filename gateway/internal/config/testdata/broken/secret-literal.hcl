@@ -1,0 +1,5 @@
+extension "x" {
+  command = "relative"
+  env     = { A = "hush", "B=C" = "hush" }
+}
+driver "native" {}

@@ -1,0 +1,2 @@
+store "sqlit" {}
+driver "native" {}

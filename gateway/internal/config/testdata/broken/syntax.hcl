@@ -1,0 +1,3 @@
+driver "native" {
+  base = 
+}

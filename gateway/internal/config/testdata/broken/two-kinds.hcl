@@ -1,0 +1,5 @@
+driver "a" {
+  base   = "native"
+  socket = "unix:///s"
+}
+driver "native" {}

@@ -1,0 +1,4 @@
+gateway {
+  data_dri = "/x"
+}
+driver "native" {}

@@ -1,0 +1,4 @@
+driver "native" {}
+driver "acme" {
+  base = "nativ"
+}

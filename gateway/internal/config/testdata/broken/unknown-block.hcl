@@ -1,0 +1,1 @@
+drivr "native" {}

@@ -1,0 +1,5 @@
+driver "native" {}
+driver "acme" {
+  base = "native"
+  bind "ipma" {}
+}

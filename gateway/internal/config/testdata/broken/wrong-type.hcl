@@ -1,0 +1,4 @@
+gateway {
+  max_operations = "many"
+}
+driver "native" {}
