@@ -1,6 +1,5 @@
-// Package journal keeps what happened, durably. It knows kinds and bytes, not what they mean.
-//
-// SKELETON: signatures that the engine is written against. The implementer of this package replaces this file.
+// Package journal keeps what happened, durably. It knows kinds and bytes, not what they mean. DESIGN.md says why it
+// is built as it is.
 package journal
 
 import (
