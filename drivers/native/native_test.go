@@ -1,0 +1,117 @@
+package native
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/driver/drivertest"
+)
+
+// shimSwitch makes the test binary a shim.
+const shimSwitch = "native-shim"
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == shimSwitch {
+		os.Exit(ShimMain(os.Args[2:]))
+	}
+	os.Exit(m.Run())
+}
+
+func testShim(t testing.TB) []string {
+	t.Helper()
+	self, err := filepath.Abs(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []string{self, shimSwitch}
+}
+
+// factory is the driver as drivertest sees it.
+func factory() drivertest.Factory {
+	places := map[string]*Driver{}
+	var last *Driver
+	boot := "this"
+	return drivertest.Factory{
+		Driver: "native",
+		Place: func(tb testing.TB) func() (driver.Driver, error) {
+			dir := tb.TempDir()
+			return func() (driver.Driver, error) {
+				d, err := Open(Config{Dir: dir, Shim: testShim(tb), BootID: func() (string, error) { return boot, nil }})
+				places[dir], last = d, d
+				return d, err
+			}
+		},
+		Commands: drivertest.Shell(),
+		Unusable: func(r *driver.Request) string {
+			r.Config = json.RawMessage(`{"nope":1}`)
+			return "driver_config"
+		},
+		Vanish: func(tb testing.TB, s *driver.Status) {
+			m, err := last.load(s.Identity.ID)
+			if err != nil {
+				tb.Fatal(err)
+			}
+			if err := last.end(tb.Context(), m, 0); err != nil {
+				tb.Fatal(err)
+			}
+			if err := os.RemoveAll(last.dir(s.Identity.ID)); err != nil {
+				tb.Fatal(err)
+			}
+		},
+		Lose: func(tb testing.TB, s *driver.Status) {
+			old := boot
+			boot = "the next"
+			tb.Cleanup(func() { boot = old })
+			var b begun
+			if err := readJSON(filepath.Join(last.dir(s.Identity.ID), shimFile), &b); err != nil {
+				tb.Fatal(err)
+			}
+			if err := unix.Kill(b.PID, unix.SIGKILL); err != nil {
+				tb.Fatal(err)
+			}
+		},
+	}
+}
+
+func TestConformance(t *testing.T) { drivertest.Lifecycle(t, factory()) }
+
+func TestConformanceWorkload(t *testing.T) { drivertest.Workload(t, factory()) }
+
+// The same as an ordinary user: the test binary runs itself as nobody. It needs root to become somebody else, and an
+// ordinary user runs TestConformance as what it is.
+func TestConformanceAsAnOrdinaryUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return
+	}
+	dir, err := os.MkdirTemp("", "sgn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	const nobody = 65534
+	raw, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(dir, "native.test")
+	if err := errors.Join(os.WriteFile(bin, raw, 0o755), os.Chown(dir, nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(bin, "-test.run", "TestConformance$|TestConformanceWorkload$", "-test.v")
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestConformanceWorkload")) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
