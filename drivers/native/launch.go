@@ -48,6 +48,7 @@ type reply struct {
 const (
 	orderFD = 3
 	replyFD = 4
+	lockFD  = 5 // the sandbox's lock, taken by the driver: it passes on with the description, so there is no gap
 )
 
 // launch starts a shim and returns when the command was executed.
@@ -71,6 +72,11 @@ func (d *Driver) launch(ctx context.Context, m *meta, p, ws *plan.Plan, token []
 }
 
 func (d *Driver) spawn(ctx context.Context, o *order) error {
+	lock, err := takeLock(filepath.Join(o.Dir, lockFile))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Close() }()
 	orderR, orderW, err := os.Pipe()
 	if err != nil {
 		return classify(err, "start the shim")
@@ -87,10 +93,10 @@ func (d *Driver) spawn(ctx context.Context, o *order) error {
 	cmd.Env = []string{"GOMAXPROCS=2"}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{orderR, replyW}
+	cmd.ExtraFiles = []*os.File{orderR, replyW, lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
-	err = errors.Join(err, orderR.Close(), replyW.Close(), log.Close())
+	err = errors.Join(err, orderR.Close(), replyW.Close(), log.Close(), lock.Close())
 	if err != nil {
 		return errors.Join(classify(err, "start the shim"), orderW.Close(), replyR.Close())
 	}
@@ -104,6 +110,18 @@ func (d *Driver) spawn(ctx context.Context, o *order) error {
 		return classify(err, "tell the shim")
 	}
 	return await(ctx, replyR)
+}
+
+// takeLock takes the sandbox's lock for a shim that is about to be started.
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, classify(err, "take the sandbox's lock")
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fault.New(fault.Unavailable, "the sandbox is held by another shim: %w", err), f.Close())
+	}
+	return f, nil
 }
 
 // await reads the shim's answer, until it comes or ctx ends.

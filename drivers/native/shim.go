@@ -72,7 +72,7 @@ type shim struct {
 	ended chan error
 }
 
-// openShim reads the order and takes the sandbox's lock, which it keeps for as long as it lives.
+// openShim reads the order. The sandbox's lock comes with it, and is kept for as long as the shim lives.
 func openShim() (*shim, error) {
 	in := os.NewFile(orderFD, "order")
 	raw, err := io.ReadAll(in)
@@ -84,12 +84,7 @@ func openShim() (*shim, error) {
 		return nil, err
 	}
 	unix.Umask(0o022)
-	if s.lock, err = os.OpenFile(s.file(lockFile), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
-		return nil, classify(err, "take the sandbox's lock")
-	}
-	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, fault.New(fault.Unavailable, "the sandbox is held by another shim: %w", err)
-	}
+	s.lock = os.NewFile(lockFD, "lock")
 	return s, writeJSON(s.file(shimFile), begun{Run: s.Run, PID: os.Getpid(), Start: startTime(os.Getpid())})
 }
 
