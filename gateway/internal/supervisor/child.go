@@ -75,13 +75,13 @@ type child struct {
 	died      context.CancelFunc
 	done      chan struct{} // closed when exit is set and nothing of the process is left
 
-	mu       sync.Mutex
-	pid      int // 0: not started
-	reaped   bool
-	asked    bool // we ended it
-	started  time.Time
-	lifeline *os.File // our end of the launch pipe
-	exit     *Exit
+	mu      sync.Mutex
+	pid     int // 0: not started
+	reaped  bool
+	asked   bool // we ended it
+	doomed  bool // it was to be killed before it was there
+	started time.Time
+	exit    *Exit
 }
 
 var _ runner.Runner = (*child)(nil)
@@ -187,12 +187,16 @@ func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
 	err := startBusy(cmd)
 	if err == nil {
 		c.mu.Lock()
-		c.pid, c.started, c.lifeline = cmd.Process.Pid, time.Now(), ours.lifeline
+		c.pid, c.started = cmd.Process.Pid, time.Now()
+		doomed := c.doomed
 		c.mu.Unlock()
 		if cmd.SysProcAttr.Ptrace {
 			if err = c.confine(); err != nil {
-				_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+				doomed = true
 			}
+		}
+		if doomed {
+			_ = unix.Kill(-c.pid, unix.SIGKILL)
 		}
 	} else {
 		err = fmt.Errorf("start %s: %w", c.spec.Command, err)
@@ -292,10 +296,14 @@ func (c *child) readStdout(r io.Reader) {
 func (c *child) signal(sig unix.Signal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.pid == 0 || c.reaped {
+	if c.reaped {
 		return
 	}
 	c.asked = true
+	if c.pid == 0 {
+		c.doomed = c.doomed || sig == unix.SIGKILL
+		return
+	}
 	_ = unix.Kill(-c.pid, sig)
 }
 

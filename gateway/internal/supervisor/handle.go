@@ -128,6 +128,7 @@ func (h *Handle) serve(ctx context.Context, flight Flight, run func(context.Cont
 	bounded, cancel := until(ctx, p.dead)
 	err = run(bounded, p)
 	cancel()
+	settle(ctx, err)
 	switch {
 	case err == nil:
 		h.calls.answered(flight)
@@ -151,7 +152,7 @@ func (h *Handle) await(ctx context.Context) (*process, error) {
 		state, reason, p, changed := h.state, h.reason, h.proc, h.changed
 		h.mu.Unlock()
 		switch {
-		case state.serves():
+		case state.serves() && p.dead.Err() == nil: // an end that is not yet accounted for is waited for, too
 			return p, nil
 		case state.over():
 			return nil, fault.New(fault.Unavailable, "extension %q is %s%s", h.spec.Name, state, because(reason))

@@ -208,6 +208,7 @@ func authenticate(ctx context.Context, conn grpc.ClientConnInterface) error {
 
 // explain says why a launch came to nothing: what the process did counts for more than what go-plugin or gRPC saw.
 func (l *launching) explain(ctx context.Context, step string, err error) error {
+	settle(ctx, err)
 	late := ctx.Err()
 	if late == nil {
 		l.child.ended(afterExit) // an end that is under way counts for more than what broke because of it
@@ -262,6 +263,16 @@ func until(ctx, other context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(other, cancel)
 	return ctx, func() { stop(); cancel() }
+}
+
+// settle lets our own clock have its say where the other side's was a moment quicker: a deadline travels with a call,
+// and may end it over there first.
+func settle(ctx context.Context, err error) {
+	const moment = 200 * time.Millisecond
+	deadline, ok := ctx.Deadline()
+	if ok && time.Until(deadline) < moment && (fault.Is(err, fault.DeadlineExceeded) || fault.Is(err, fault.Canceled)) {
+		<-ctx.Done()
+	}
 }
 
 // tail is the last of what a process printed, for the end of a message.
