@@ -217,7 +217,18 @@ func (m *model) repair(t *rapid.T) {
 
 // reopen leaves behind what a writer that is killed may leave: a line that has no end.
 func (m *model) reopen(t *rapid.T) {
+	held, err := m.store.Holds(context.Background(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
 	m.store.Close()
+	read, err := Read(m.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(held, read, cmp.Comparer(equalPrefix)); diff != "" {
+		t.Fatalf("the file says something else (-store +file):\n%s", diff)
+	}
 	f, err := os.OpenFile(filepath.Join(m.dir, logName), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -238,13 +249,6 @@ func (m *model) check(t *rapid.T) {
 	got, err := m.store.Holds(context.Background(), "")
 	if err != nil {
 		t.Fatal(err)
-	}
-	read, err := Read(m.dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(got, read, cmp.Comparer(equalPrefix)); diff != "" {
-		t.Fatalf("the file says something else (-store +file):\n%s", diff)
 	}
 	if len(got) != len(m.holds) {
 		t.Fatalf("%d holds, want %d", len(got), len(m.holds))

@@ -147,7 +147,7 @@ func TestDecodeBody(t *testing.T) {
 			Attributes: []extension.Attribute{{Name: "cidr", Type: "string", Required: true}, {Name: "tags", Type: "list(string)"}}}}},
 	}
 	body := func(src string) (hcl.Body, *hcl.File) {
-		f := newFindings()
+		f := NewFindings()
 		s := &sources{Files: []source{{Name: "t.hcl", Content: []byte("extension \"x\" {\n  command = \"/x\"\n  config {\n" + src + "\n  }\n}\ndriver \"native\" {}\n")}}, Env: map[string]string{}}
 		c := s.load(Options{Dev: true, SkipFiles: true, Types: []string{"native"}}, f)
 		if c == nil {
@@ -188,7 +188,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte(`gateway { listen = "tcp://x" }`))
 	f.Add([]byte("driver \"a\" { base = \"a\" }\nextension \"x\" { command = env(\"NO\") }"))
 	f.Fuzz(func(t *testing.T, src []byte) {
-		found := newFindings()
+		found := NewFindings()
 		s := &sources{Files: []source{{Name: "f.hcl", Content: src}}, Env: map[string]string{}}
 		s.load(options(), found)
 		var out bytes.Buffer

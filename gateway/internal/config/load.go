@@ -40,7 +40,7 @@ type source struct {
 // Load reads a file, or every .hcl file of a directory, and checks all of it. Every finding is returned at once; there
 // is a configuration only where none is an error.
 func Load(paths []string, o Options) (*Config, *Findings) {
-	f := newFindings()
+	f := NewFindings()
 	s := &sources{Env: map[string]string{}, Dev: o.Dev}
 	for _, p := range paths {
 		s.read(p, f)
@@ -60,7 +60,7 @@ func FromSnapshot(raw []byte, types []string) (*Config, error) {
 	if err := json.Unmarshal(raw, s); err != nil {
 		return nil, fmt.Errorf("read a stored configuration: %w", err)
 	}
-	f := newFindings()
+	f := NewFindings()
 	env := s.Env
 	c := s.load(Options{Dev: s.Dev, SkipFiles: true, Types: types, Getenv: func(k string) (string, bool) { v, ok := env[k]; return v, ok }}, f)
 	if c == nil {
@@ -168,7 +168,8 @@ type Findings struct {
 	files map[string]*hcl.File
 }
 
-func newFindings() *Findings { return &Findings{files: map[string]*hcl.File{}} }
+// NewFindings returns an empty list.
+func NewFindings() *Findings { return &Findings{files: map[string]*hcl.File{}} }
 
 func (f *Findings) add(at *hcl.Range, summary, detail string) {
 	f.diags = append(f.diags, &hcl.Diagnostic{Severity: hcl.DiagError, Summary: summary, Detail: detail, Subject: at})

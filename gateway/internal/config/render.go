@@ -168,7 +168,7 @@ func (f *Findings) JSON(w io.Writer) error {
 
 // Format returns the source in canonical form. An error says that it cannot be parsed.
 func Format(src []byte, name string) ([]byte, *Findings) {
-	f := newFindings()
+	f := NewFindings()
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
 	f.files[name] = file
 	f.extend(diags)

@@ -1,0 +1,194 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/sandgate/sandgate/drivers"
+	"github.com/sandgate/sandgate/gateway/internal/config"
+	"github.com/sandgate/sandgate/gateway/internal/engine"
+	"github.com/sandgate/sandgate/gateway/internal/journal"
+)
+
+// kindGeneration is the kind of the journal's records of configurations.
+const kindGeneration = "generation"
+
+// catalog has the generations: the current one, those that operations in flight still use, and on demand those that
+// are only stored.
+type catalog struct {
+	d *Daemon
+
+	mu   sync.Mutex
+	now  *generation
+	live map[string]*generation
+	once map[string]*sync.Mutex // a stored generation is launched once
+}
+
+func newCatalog(d *Daemon) *catalog {
+	return &catalog{d: d, live: map[string]*generation{}, once: map[string]*sync.Mutex{}}
+}
+
+func (c *catalog) use(g *generation) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now, c.live[g.ID] = g, g
+}
+
+func (c *catalog) current() *generation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+// Current implements engine.Catalog.
+func (c *catalog) Current() *engine.Generation { return &c.current().Generation }
+
+// Generation implements engine.Catalog.
+func (c *catalog) Generation(ctx context.Context, id string) (*engine.Generation, error) {
+	c.mu.Lock()
+	g := c.live[id]
+	once := c.once[id]
+	if once == nil {
+		once = &sync.Mutex{}
+		c.once[id] = once
+	}
+	c.mu.Unlock()
+	if g != nil {
+		return &g.Generation, nil
+	}
+	once.Lock()
+	defer once.Unlock()
+	c.mu.Lock()
+	g = c.live[id]
+	c.mu.Unlock()
+	if g != nil {
+		return &g.Generation, nil
+	}
+	g, err := c.revive(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.live[id] = g
+	c.mu.Unlock()
+	return &g.Generation, nil
+}
+
+// stored is what is kept, sealed, of a generation.
+type stored struct {
+	Snapshot json.RawMessage   `json:"snapshot"`
+	Copies   map[string]string `json:"copies"`
+}
+
+// keep stores the generation, so that it can be launched again when its programs and the environment have changed.
+// One that is the same as the newest that is stored takes its id: nothing has changed for anyone.
+func (c *catalog) keep(ctx context.Context, g *generation) error {
+	snapshot, err := g.config.Snapshot()
+	if err != nil {
+		return err
+	}
+	sealed, err := json.Marshal(stored{Snapshot: snapshot, Copies: g.copies})
+	if err != nil {
+		return err
+	}
+	print := c.d.journal.Digest(append([]byte("generation"), sealed...))
+	last, err := c.d.journal.List(ctx, journal.Query{Kind: kindGeneration, Last: true, Limit: 1})
+	if err != nil {
+		return err
+	}
+	if len(last) == 1 && string(last[0].Body) == `"`+print+`"` {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.live, g.ID)
+		g.ID = last[0].ID
+		c.live[g.ID] = g
+		return nil
+	}
+	return c.d.journal.Commit(ctx, []journal.Write{{Record: journal.Record{Kind: kindGeneration, ID: g.ID, Body: []byte(`"` + print + `"`), Sealed: sealed}}})
+}
+
+// revive launches a stored generation, from the gateway's own copies of its programs.
+func (c *catalog) revive(ctx context.Context, id string) (_ *generation, err error) {
+	r, err := c.d.journal.Get(ctx, kindGeneration, id)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %q is not stored: %w", id, err)
+	}
+	var s stored
+	if err := json.Unmarshal(r.Sealed, &s); err != nil {
+		return nil, fmt.Errorf("read configuration %q: %w", id, err)
+	}
+	cfg, err := config.FromSnapshot(s.Snapshot, drivers.Names())
+	if err != nil {
+		return nil, err
+	}
+	g := &generation{config: cfg, extensions: map[string]*running{}, copies: map[string]string{}, stored: true}
+	g.ID, g.Drivers = id, map[string]*engine.Driver{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.d.retire(g))
+		}
+	}()
+	f := config.NewFindings()
+	if err := c.d.openDrivers(ctx, g, f); err != nil {
+		return nil, err
+	}
+	if err := c.d.launch(ctx, g, f, s.Copies); err != nil {
+		return nil, err
+	}
+	if !f.HasErrors() {
+		c.d.negotiate(g, f)
+	}
+	if !f.HasErrors() {
+		if err := c.d.configure(ctx, g, f); err != nil {
+			return nil, err
+		}
+	}
+	if f.HasErrors() {
+		return nil, fmt.Errorf("configuration %q cannot be used any more: %s", id, f)
+	}
+	return g, nil
+}
+
+// collect ends the generations, and forgets the records and copies, that nothing refers to any more.
+func (c *catalog) collect(ctx context.Context) error {
+	needed := c.d.engine.References().Generations
+	c.mu.Lock()
+	needed[c.now.ID] = true
+	var idle []*generation
+	copies := []string{}
+	for id, g := range c.live {
+		if !needed[id] {
+			idle = append(idle, g)
+			delete(c.live, id)
+			continue
+		}
+		for _, ref := range g.copies {
+			copies = append(copies, ref)
+		}
+	}
+	c.mu.Unlock()
+	var errs []error
+	for _, g := range idle {
+		errs = append(errs, c.d.retire(g))
+	}
+	records, err := c.d.journal.List(ctx, journal.Query{Kind: kindGeneration})
+	errs = append(errs, err)
+	var writes []journal.Write
+	for _, r := range records {
+		var s stored
+		if !needed[r.ID] {
+			writes = append(writes, journal.Write{Record: journal.Record{Kind: kindGeneration, ID: r.ID}, Delete: true})
+		} else if json.Unmarshal(r.Sealed, &s) == nil {
+			for _, ref := range s.Copies {
+				copies = append(copies, ref)
+			}
+		}
+	}
+	if len(writes) > 0 {
+		errs = append(errs, c.d.journal.Commit(ctx, writes))
+	}
+	return errors.Join(append(errs, c.d.supervisor.Collect(copies))...)
+}

@@ -1,0 +1,260 @@
+// Package daemon is where the gateway is put together: it reads the configuration, opens the store and the drivers,
+// launches and negotiates with extensions, and runs, reloads and stops all of it.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+
+	"github.com/sandgate/sandgate/drivers"
+	"github.com/sandgate/sandgate/gateway/internal/api"
+	"github.com/sandgate/sandgate/gateway/internal/config"
+	"github.com/sandgate/sandgate/gateway/internal/engine"
+	"github.com/sandgate/sandgate/gateway/internal/journal"
+	"github.com/sandgate/sandgate/gateway/internal/supervisor"
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/fault"
+)
+
+// Options says how a gateway is run.
+type Options struct {
+	Paths   []string // of the configuration
+	Dev     bool     // checksums may be left out
+	DataDir string   // instead of the configuration's; "" for that
+	Version string
+	Shim    []string // the command that runs what a driver needs of this program besides the daemon
+	Logger  *slog.Logger
+	Ready   func(address string) // called once the gateway serves; nil: nobody is told
+	Reload  <-chan os.Signal     // nil: only the API reloads
+}
+
+// Daemon is a gateway.
+type Daemon struct {
+	opts       Options
+	log        *slog.Logger
+	journal    *journal.Store
+	supervisor *supervisor.Supervisor
+	engine     *engine.Engine
+	catalog    *catalog
+
+	reloading sync.Mutex // one reload at a time
+	mu        sync.Mutex
+	open      map[string]openDriver // base drivers, by name
+}
+
+// openDriver is a base driver and the settings that it was opened with.
+type openDriver struct {
+	driver  driver.Driver
+	setting string
+	typ     string
+}
+
+// drainTimeout is how long operations in flight have to end when the gateway is stopped; what has not ended goes on
+// when it is started again.
+const drainTimeout = 10 * time.Second
+
+// New puts a gateway together: everything is validated, launched and negotiated before it returns. Findings say what
+// is wrong with the configuration; with errors among them there is no daemon.
+func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Findings, err error) {
+	cfg, findings := config.Load(opts.Paths, config.Options{Dev: opts.Dev, Types: drivers.Names()})
+	if cfg == nil {
+		return nil, findings, nil
+	}
+	if opts.DataDir != "" {
+		cfg.Gateway.DataDir = opts.DataDir
+	}
+	d := &Daemon{opts: opts, log: opts.Logger, open: map[string]openDriver{}}
+	defer func() {
+		if err != nil || findings.HasErrors() {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	if d.journal, err = journal.Open(ctx, journal.Config{Dir: cfg.Gateway.DataDir, URL: storeURL(cfg)}); err != nil {
+		return nil, findings, err
+	}
+	if err := d.supervise(cfg); err != nil {
+		return nil, findings, err
+	}
+	d.catalog = newCatalog(d)
+	gen, err := d.build(ctx, cfg, findings)
+	if err != nil || findings.HasErrors() {
+		return nil, findings, err
+	}
+	d.catalog.use(gen)
+	d.engine, err = engine.Open(ctx, engine.Config{Journal: d.journal, Catalog: d.catalog, Logger: d.log, Now: time.Now,
+		NewID: newID, Jitter: jitter, MaxOperations: cfg.Gateway.MaxOperations})
+	if err != nil {
+		return nil, findings, err
+	}
+	if d.admit(gen, findings); findings.HasErrors() {
+		return nil, findings, nil
+	}
+	return d, findings, d.catalog.keep(ctx, gen)
+}
+
+func storeURL(cfg *config.Config) string {
+	if cfg.Store.Type == "postgres" {
+		return cfg.Store.URL
+	}
+	return ""
+}
+
+// newID makes an id that sorts by the time at which it was made (UUID version 7, RFC 9562).
+func newID() string { return uuid.Must(uuid.NewV7()).String() }
+
+// supervise makes the supervisor. Sockets need a short path, so they do not lie in the data directory.
+func (d *Daemon) supervise(cfg *config.Config) error {
+	dir, err := runtimeDir(cfg.Gateway.DataDir)
+	if err != nil {
+		return err
+	}
+	d.supervisor, err = supervisor.New(supervisor.Config{Dir: dir, Store: filepath.Join(cfg.Gateway.DataDir, "programs"),
+		Logger: d.log, Version: d.opts.Version})
+	return err
+}
+
+// Run serves until ctx ends or the gateway can go on no more.
+func (d *Daemon) Run(ctx context.Context) error {
+	cfg := d.catalog.current().config
+	listener, err := listen(cfg.Gateway)
+	if err != nil {
+		return errors.Join(err, d.close())
+	}
+	d.engine.Start()
+	server, door := api.New(d.engine, d, serverOptions(listener)...)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	d.log.Info("the gateway is ready", "address", cfg.Gateway.Listen, "generation", d.catalog.current().ID)
+	if d.opts.Ready != nil {
+		d.opts.Ready(cfg.Gateway.Listen)
+	}
+	err = d.wait(ctx, served)
+	door.Shutdown()
+	return errors.Join(err, d.stop(server))
+}
+
+// wait returns when the gateway is to end, and says why where nobody asked for it.
+func (d *Daemon) wait(ctx context.Context, served <-chan error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-served:
+			return fmt.Errorf("serve the API: %w", err)
+		case <-d.engine.Done():
+			return d.engine.Err()
+		case <-d.opts.Reload:
+			if _, err := d.Reload(ctx); err != nil {
+				d.log.Error("the configuration was not reloaded; the one before stays in force", "err", err)
+			}
+		}
+	}
+}
+
+// stop ends everything in order: no new operations, those in flight get a while, then the doors, the engine, the
+// extensions.
+func (d *Daemon) stop(server *grpc.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if err := d.engine.Drain(ctx); err != nil {
+		d.log.Warn("operations are in flight still; they go on when the gateway is started again")
+	}
+	err := d.engine.Close()
+	server.Stop()
+	return errors.Join(err, d.close())
+}
+
+// close ends whatever is open, the latest first.
+func (d *Daemon) close() error {
+	var errs []error
+	if d.engine != nil {
+		errs = append(errs, d.engine.Close())
+	}
+	if d.supervisor != nil {
+		errs = append(errs, d.supervisor.Close())
+	}
+	for _, o := range d.open {
+		errs = append(errs, o.driver.Close())
+	}
+	if d.journal != nil {
+		errs = append(errs, d.journal.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// listen opens the API's socket. A Unix socket is the gateway's user's alone.
+func listen(g config.Gateway) (net.Listener, error) {
+	path, ok := strings.CutPrefix(g.Listen, "unix://")
+	if !ok {
+		return nil, fault.New(fault.Unimplemented, "listen %s: only Unix sockets are served", g.Listen)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", g.Listen, err)
+	}
+	// The store is locked, so no other gateway of this data directory is there: a socket that is has been left.
+	if conn, err := net.Dial("unix", path); err == nil {
+		_ = conn.Close()
+		return nil, fault.New(fault.FailedPrecondition, "listen on %s: another program serves there", g.Listen)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen on %s: %w", g.Listen, err)
+	}
+	// The socket comes into being under a name that nobody may open, and gets its own once its mode is set.
+	private := path + ".new"
+	if err := os.Remove(private); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("listen on %s: %w", g.Listen, err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: private, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", g.Listen, err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(private, 0o600), os.Rename(private, path)); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", g.Listen, err), l.Close())
+	}
+	return &named{Listener: l, path: path}, nil
+}
+
+// named removes its socket when it is closed.
+type named struct {
+	net.Listener
+	path string
+	once sync.Once
+}
+
+func (n *named) Close() (err error) {
+	n.once.Do(func() { err = errors.Join(n.Listener.Close(), os.Remove(n.path)) })
+	return err
+}
+
+func serverOptions(net.Listener) []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.Creds(api.PeerCredentials(nil))}
+}
+
+// runtimeDir returns where the sockets of extensions lie: below /run for root, below the user's runtime directory or
+// the temporary one otherwise. It is named after the data directory, so that each gateway has its own.
+func runtimeDir(dataDir string) (string, error) {
+	abs, err := filepath.Abs(dataDir)
+	if err != nil {
+		return "", err
+	}
+	base := "/run"
+	if os.Geteuid() != 0 {
+		if base = os.Getenv("XDG_RUNTIME_DIR"); base == "" || len(base) > 24 {
+			base = "/tmp"
+		}
+	}
+	return filepath.Join(base, "sandgate-"+hash(abs)), nil
+}

@@ -1,0 +1,206 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime/debug"
+	"slices"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sandgate/sandgate/drivers"
+	"github.com/sandgate/sandgate/gateway/internal/config"
+	"github.com/sandgate/sandgate/gateway/internal/engine"
+	"github.com/sandgate/sandgate/gateway/internal/pipeline"
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/fault"
+	gatewayv1 "github.com/sandgate/sandgate/shared/proto/gateway/v1"
+)
+
+// Version implements api.Host.
+func (d *Daemon) Version() *gatewayv1.GetVersionResponse {
+	v := &gatewayv1.GetVersionResponse{Version: d.opts.Version, Generation: d.catalog.current().ID}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		v.GoVersion = info.GoVersion
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				v.Commit = s.Value
+			}
+		}
+	}
+	return v
+}
+
+// Reload implements api.Host: the new configuration is validated, launched and negotiated before anything changes.
+func (d *Daemon) Reload(ctx context.Context) (*gatewayv1.ReloadResponse, error) {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	cfg, f := config.Load(d.opts.Paths, config.Options{Dev: d.opts.Dev, Types: drivers.Names()})
+	if cfg == nil {
+		return nil, fault.New(fault.Invalid, "the configuration is wrong, and nothing was changed: %s", f)
+	}
+	before := d.catalog.current()
+	gen, err := d.build(ctx, cfg, f)
+	if err != nil {
+		return nil, err
+	}
+	if !f.HasErrors() {
+		d.admit(gen, f)
+	}
+	if f.HasErrors() {
+		if err := d.retire(gen); err != nil {
+			d.log.Warn("an extension that was launched for nothing could not be ended", "err", err)
+		}
+		return nil, fault.New(fault.Invalid, "the configuration is wrong, and nothing was changed: %s", f)
+	}
+	if err := d.catalog.keep(ctx, gen); err != nil {
+		return nil, err
+	}
+	d.catalog.use(gen)
+	d.engine.Reconfigured()
+	if err := d.catalog.collect(ctx); err != nil {
+		d.log.Warn("what nothing refers to any more could not all be removed; the next reload tries again", "err", err)
+	}
+	changes := difference(before.config, cfg)
+	d.log.Info("the configuration was reloaded", "generation", gen.ID, "changes", changes)
+	return &gatewayv1.ReloadResponse{Generation: gen.ID, Changes: changes}, nil
+}
+
+// difference says what changed, a line each.
+func difference(before, after *config.Config) []string {
+	binds := func(c *config.Config) map[string]bool {
+		out := map[string]bool{}
+		for _, x := range c.Extensions {
+			out["extension "+x.Name] = true
+		}
+		for _, d := range c.Drivers {
+			out["driver "+d.Name] = true
+			for _, b := range d.Binds {
+				out["bind "+d.Name+"/"+b.Extension] = true
+			}
+		}
+		return out
+	}
+	was, is := binds(before), binds(after)
+	out := []string{}
+	for _, k := range slices.Sorted(maps.Keys(is)) {
+		if !was[k] {
+			out = append(out, k+": added")
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(was)) {
+		if !is[k] {
+			out = append(out, k+": removed; where sandboxes refer to it, it is retiring")
+		}
+	}
+	return out
+}
+
+// Extensions implements api.Host.
+func (d *Daemon) Extensions() []*gatewayv1.Extension {
+	gen := d.catalog.current()
+	var out []*gatewayv1.Extension
+	for _, name := range slices.Sorted(maps.Keys(gen.extensions)) {
+		out = append(out, describeExtension(name, gen.extensions[name]))
+	}
+	return out
+}
+
+func describeExtension(name string, r *running) *gatewayv1.Extension {
+	st := r.handle.Status()
+	m := &gatewayv1.Extension{Name: name, Version: st.Manifest.Version, State: string(st.State), Reason: st.Reason, Pid: int32(st.PID),
+		Restarts: int32(st.Restarts), Digest: st.Digest, Stderr: st.Stderr}
+	if !st.Started.IsZero() {
+		m.Since = timestamppb.New(st.Started)
+	}
+	if raw, err := json.Marshal(st.Manifest); err == nil {
+		m.ManifestJson = string(raw)
+	}
+	for _, c := range r.contracts {
+		m.Binds = append(m.Binds, c.Bind)
+		if raw, err := json.Marshal(c); err == nil {
+			m.ContractsJson = append(m.ContractsJson, string(raw))
+		}
+	}
+	for _, p := range st.Parts {
+		m.Pinned = append(m.Pinned, fmt.Sprintf("%s %s", p.Path, p.Digest))
+	}
+	return m
+}
+
+// Drivers implements api.Host.
+func (d *Daemon) Drivers() []*gatewayv1.Driver {
+	gen := d.catalog.current()
+	var out []*gatewayv1.Driver
+	for _, c := range gen.config.Drivers {
+		drv := gen.Drivers[c.Name]
+		m := &gatewayv1.Driver{Name: c.Name, Type: drv.Description.Type, Base: c.Base, Version: drv.Description.Version,
+			Instance: drv.Description.Instance, Missing: drv.Description.Missing}
+		for _, f := range drv.Description.Features {
+			m.Features = append(m.Features, &gatewayv1.DriverFeature{Name: f.Name, Attributes: f.Attributes, Point: string(f.Point)})
+		}
+		for _, p := range drv.Description.Points {
+			m.Points = append(m.Points, &gatewayv1.DriverPoint{Pattern: string(p.Pattern), Phases: words(p.Phases), Overridable: p.Overridable, Feature: p.Feature, Doc: p.Doc})
+		}
+		for _, b := range drv.Chain.Binds() {
+			m.Chain = append(m.Chain, describeBind(b))
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+func describeBind(b *pipeline.Bind) *gatewayv1.DriverBind {
+	m := &gatewayv1.DriverBind{Extension: b.Extension, Mode: string(b.Mode), OnRequest: b.OnRequest, FailurePolicy: string(b.Default.FailurePolicy),
+		Phases: words(b.Phases), Mutate: words(b.Grant.Mutate), Read: words(b.Grant.Read), Override: words(b.Grant.Override), Source: b.Source, Reconcile: "advisory"}
+	if b.Authoritative {
+		m.Reconcile = "authoritative"
+	}
+	return m
+}
+
+func words[T ~string](list []T) []string {
+	var out []string
+	for _, w := range list {
+		out = append(out, string(w))
+	}
+	return out
+}
+
+// Logs implements api.Host.
+func (d *Daemon) Logs(ctx context.Context, sb engine.Sandbox, follow bool, out io.Writer) error {
+	drv := d.catalog.current().Drivers[sb.Driver]
+	if drv == nil {
+		return fault.New(fault.FailedPrecondition, "driver %q is not configured", sb.Driver)
+	}
+	l, ok := drv.Driver.(driver.Logger)
+	if !ok {
+		return fault.New(fault.Unimplemented, "driver %q keeps no logs", sb.Driver)
+	}
+	return l.Logs(ctx, sb.Identity, follow, out)
+}
+
+// Check validates a configuration as far as New would, on a directory of its own, so that it may be called beside a
+// gateway that runs. What it launches it ends again.
+func Check(ctx context.Context, opts Options) (_ *config.Findings, err error) {
+	if opts.DataDir, err = os.MkdirTemp("", "sandgate-check-"); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(opts.DataDir)) }()
+	d, f, err := New(ctx, opts)
+	if d == nil || err != nil {
+		return f, err
+	}
+	return f, d.close()
+}
+
+// CheckOffline validates a configuration without starting anything.
+func CheckOffline(opts Options) *config.Findings {
+	_, f := config.Load(opts.Paths, config.Options{Dev: opts.Dev, Types: drivers.Names()})
+	return f
+}
