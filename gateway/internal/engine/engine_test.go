@@ -222,3 +222,33 @@ func crashAt(r *rig, before bool, n int) bool {
 	r.nothingHeld()
 	return false
 }
+
+func TestReleasesGoOnlyWhereTheyAreDeclared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, rigOptions{})
+		defer r.close()
+		a := newScripted("a", r.log, phase.EnsureWorkspace, phase.BeforeCreate, phase.BeforeStart)
+		b := newScripted("b", r.log, phase.BeforeStart, phase.AfterStop)
+		c := newScripted("c", r.log, phase.AfterDelete, phase.AfterStop, phase.DeleteWorkspace, phase.OnCreateFailed)
+		r.exts = []*scripted{a, b, c}
+		r.configure(a, b, c)
+		id, err := r.create("one")
+		r.must(err)
+		r.must(r.wait(r.engine.DeleteSandbox(id.ID, sandbox.Origin{})))
+		r.must(r.wait(r.engine.DeleteWorkspace("fake", sandbox.DefaultWorkspace, sandbox.Origin{})))
+		if diff := cmp.Diff([]string{"ensure_workspace a", "before_create a create", "before_start a create", "before_start b create",
+			"after_stop c deleted", "after_stop b deleted", "after_delete c", "delete_workspace c"}, r.log.take()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		r.nothingHeld()
+		// Scenario 35: a create that fails releases exactly those that started.
+		b.on(phase.BeforeStart, deny("no"))
+		if _, err := r.create("two"); err == nil {
+			t.Fatal("it was created")
+		}
+		got := r.log.take()
+		if last := got[len(got)-1]; last != "after_stop b before_start_failed" {
+			t.Errorf("it ended with %q", last)
+		}
+	})
+}

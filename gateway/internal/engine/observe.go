@@ -193,6 +193,9 @@ func (e *Engine) notReady(ctx context.Context, s *subject, d *Driver, run int) {
 
 // removeLeftover deletes again what the driver shows of a sandbox that is gone: a create that ended after its undo.
 func (e *Engine) removeLeftover(ctx context.Context, s *subject, d *Driver, sb *Sandbox) {
+	if e.notFound(ctx, d, s) {
+		return // what the driver said was said before the end
+	}
 	e.Logger.Warn("the driver shows a sandbox that was deleted; it is deleted again", "driver", d.Name, "sandbox", sb.ID)
 	ctx, cancel := context.WithTimeout(ctx, d.DriverTimeout)
 	defer cancel()

@@ -184,7 +184,8 @@ type Holding struct {
 	Extension  string                               `json:"extension"`
 	Workspace  bool                                 `json:"workspace,omitempty"` // the subject is a workspace
 	Driver     string                               `json:"driver"`
-	Generation string                               `json:"generation"` // the newest under which it was called
+	Generation string                               `json:"generation"`       // the newest under which it was called
+	Phases     phase.Set                            `json:"phases,omitempty"` // that it declared when it was last called
 	Number     uint64                               `json:"number"`
 	State      *extension.State                     `json:"state,omitempty"`
 	Entries    map[phase.Lifetime][]extension.Entry `json:"entries,omitempty"`

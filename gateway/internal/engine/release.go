@@ -125,9 +125,10 @@ func (x *execution) isReleased(name string, p phase.Phase, l phase.Lifetime) boo
 	x.e.mu.Lock()
 	h := x.s.holdings[name]
 	started := h != nil && h.rec.Started[l] != ""
+	declared := started && h.rec.Phases.Has(p)
 	x.e.mu.Unlock()
 	if started {
-		return true
+		return declared // what declares no release could hold nothing
 	}
 	b := x.d.Chain.Bind(name)
 	if b == nil || x.op.Undo != "" || !b.Phases.Has(p) || !x.takesPart(b) || b.Mode == pipeline.Observe {

@@ -94,6 +94,9 @@ func (x *execution) intend(s *Step, h *holding) error {
 	rec := h.rec
 	rec.Number++
 	rec.Generation = x.gen.ID
+	if b := x.d.Chain.Bind(s.Extension); b != nil {
+		rec.Phases = b.Phases
+	}
 	if l := s.Phase.Takes(); l != phase.None {
 		rec.Started = with(rec.Started, l, firstOf(rec.Started[l], s.Phase))
 		rec.Doubt = with(rec.Doubt, l, Doubt{Phase: s.Phase, Key: stepKey(s)})
