@@ -31,16 +31,17 @@ type ipam struct {
 	pools *pools
 }
 
-var _ interface {
-	plugin.Configurer
-	plugin.HealthChecker
-	plugin.WorkspaceEnsurer
-	plugin.WorkspaceDeleter
-	plugin.BeforeCreator
-	plugin.AfterDeleter
-	plugin.CreateFailedHandler
-	plugin.Reconciler
-} = (*ipam)(nil)
+// What it takes part in.
+var (
+	_ plugin.Configurer          = (*ipam)(nil)
+	_ plugin.HealthChecker       = (*ipam)(nil)
+	_ plugin.WorkspaceEnsurer    = (*ipam)(nil)
+	_ plugin.WorkspaceDeleter    = (*ipam)(nil)
+	_ plugin.BeforeCreator       = (*ipam)(nil)
+	_ plugin.AfterDeleter        = (*ipam)(nil)
+	_ plugin.CreateFailedHandler = (*ipam)(nil)
+	_ plugin.Reconciler          = (*ipam)(nil)
+)
 
 // Info implements plugin.Extension.
 func (x *ipam) Info() plugin.Info {

@@ -1,0 +1,37 @@
+# Every target works on a fresh Linux machine with Go, as root and as an ordinary user.
+.DEFAULT_GOAL := build
+.PHONY: build demo test unit generate lint bench check proto help clean
+
+build: ## build the gateway and the example extensions into bin/
+	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./examples/ipam ./examples/tenant-namespace
+
+demo: build ## a sandbox lives its whole life through two extensions, and what is killed is made good
+	scripts/demo.sh
+
+test: ## everything, with -race, the time of each lane printed
+	scripts/test.sh
+
+unit: ## the tests of every package, without the lanes that need more
+	go test ./...
+
+generate: ## make the generated code anew
+	scripts/proto.sh generate
+
+proto: ## lint the wire, look for breaking changes, and check that generated code is fresh
+	scripts/proto.sh check
+
+lint: ## gofmt, vet and golangci-lint (built on demand)
+	scripts/lint.sh
+
+bench: ## the journal's and the plan's benchmarks
+	go test -run '^$$' -bench . ./gateway/internal/journal ./shared/plan
+
+check: ## sizes: files over 500 lines, functions over 60
+	go test -run TestSizes -v . | grep -v '^---\|^===\|^PASS\|^ok'
+
+clean: ## remove what was built
+	rm -rf bin
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  \1\t/' | expand -t 14

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Runs every lane, and prints how long each took. As root in CI a lane that cannot run is a failure; otherwise it is
+# named and left out.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+summary=()
+failed=0
+lane() { # name, command...
+	local name=$1 start=$SECONDS
+	shift
+	echo "== $name"
+	if "$@"; then
+		summary+=("$(printf '%-28s ok      %4d s' "$name" $((SECONDS - start)))")
+	else
+		summary+=("$(printf '%-28s FAILED  %4d s' "$name" $((SECONDS - start)))")
+		failed=1
+	fi
+}
+leave_out() { # name, why
+	if [ "$(id -u)" -eq 0 ] && [ "${CI:-}" = true ]; then
+		echo "== $1: $2"
+		summary+=("$(printf '%-28s MISSING: %s' "$1" "$2")")
+		failed=1
+	else
+		summary+=("$(printf '%-28s left out: %s' "$1" "$2")")
+	fi
+}
+race=-race
+command -v gcc >/dev/null || race=
+lane "packages" scripts/install-packages.sh
+command -v gcc >/dev/null && race=-race
+[ -n "$race" ] || leave_out "race detector" "gcc is not installed"
+lane "build" make -s build
+lane "format and vet" scripts/lint.sh
+lane "tests" go test $race -timeout 8m ./...
+lane "wire" scripts/proto.sh check
+lane "demo" scripts/demo.sh
+[ "$(id -u)" -eq 0 ] || leave_out "native driver as root" "this is an ordinary user; network and limits need root"
+echo
+printf '%s\n' "${summary[@]}"
+exit $failed
