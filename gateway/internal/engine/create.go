@@ -35,12 +35,13 @@ func (e *Engine) CreateSandbox(r CreateRequest) (*Handle, sandbox.Identity, erro
 	op := e.newOperation(phase.OpCreate, sb.ID, r.Origin)
 	op.Driver, op.Workspace, op.Name, op.Run = sb.Driver, sb.Workspace, sb.Name, 1
 	sb.Operation = op.ID
+	id := sb.Identity // from here on the record is the subject's
 	h := newHandle(op)
 	s.push(&task{run: func(ctx context.Context) {
 		e.create(ctx, s, op, h, sb)
 		e.unreserve(s, sb)
 	}}, false)
-	return h, sb.Identity, nil
+	return h, id, nil
 }
 
 // candidate checks what can be checked without asking anybody.
