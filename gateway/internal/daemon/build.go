@@ -63,6 +63,7 @@ func (d *Daemon) build(ctx context.Context, cfg *config.Config, f *config.Findin
 			err = errors.Join(err, d.retire(gen))
 		}
 	}()
+	refuseUnserved(cfg, f)
 	if err := d.openDrivers(ctx, gen, f); err != nil || f.HasErrors() {
 		return gen, err
 	}
@@ -74,6 +75,23 @@ func (d *Daemon) build(ctx context.Context, cfg *config.Config, f *config.Findin
 		return gen, nil
 	}
 	return gen, d.configure(ctx, gen, f)
+}
+
+// refuseUnserved refuses what the configuration may ask for and this gateway does not do yet: something that an
+// operator relies on must not be missing quietly.
+func refuseUnserved(cfg *config.Config, f *config.Findings) {
+	const summary = "Not supported yet"
+	if !strings.HasPrefix(cfg.Gateway.Listen, "unix://") {
+		f.Add(cfg.Gateway.Range, summary, "This gateway serves its API on a Unix socket only.")
+	}
+	if cfg.Gateway.Metrics != "" || cfg.Gateway.Tracing != "" {
+		f.Add(cfg.Gateway.Range, summary, "This gateway has neither metrics nor tracing: leave both out.")
+	}
+	for _, d := range cfg.Drivers {
+		if d.Expose != nil {
+			f.Add(d.Range, summary, fmt.Sprintf("This gateway does not serve drivers to others: leave the expose block of %q out.", d.Name))
+		}
+	}
 }
 
 // openDrivers opens the base drivers that are not open yet, and makes the composed ones.

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -251,4 +252,59 @@ func TestReleasesGoOnlyWhereTheyAreDeclared(t *testing.T) {
 			t.Errorf("it ended with %q", last)
 		}
 	})
+}
+
+// Orphans planted on each side among live leases: exactly those are reported, and mended where the bind is
+// authoritative, once two passes agree.
+func TestReconcile(t *testing.T) {
+	for _, authoritative := range []bool{false, true} {
+		bubble(t, rigOptions{authority: authoritative, max: 64}, []string{"a"}, func(t *testing.T, r *rig) {
+			const live, planted = 200, 40
+			var handles []*Handle
+			for i := range live {
+				h, _, err := r.engine.CreateSandbox(CreateRequest{Driver: "fake", Name: fmt.Sprintf("sb-%03d", i)})
+				r.must(err)
+				handles = append(handles, h)
+			}
+			for _, h := range handles {
+				_, err := h.Wait(t.Context())
+				r.must(err)
+			}
+			synctest.Wait()
+			a := r.exts[0]
+			before := a.holds()
+			a.mu.Lock()
+			for i, sb := range r.engine.Sandboxes(false) {
+				switch {
+				case i < planted: // the extension forgot both things of its run
+					delete(a.held, sb.ID+"|run")
+				case i < 2*planted: // the ledger does not know it
+					a.hold(sb.ID+"|sandbox", extension.Entry{Kind: "thing", ID: "orphan-" + sb.ID})
+				case i == 2*planted: // nobody's at all
+					a.hold("stranger|sandbox", extension.Entry{Kind: "thing", ID: "orphan-stranger"})
+				}
+			}
+			a.mu.Unlock()
+			damaged := a.holds()
+			time.Sleep(15 * time.Minute) // one pass
+			synctest.Wait()
+			if diff := cmp.Diff(damaged, a.holds()); diff != "" {
+				t.Errorf("one pass has mended something:\n%s", diff)
+			}
+			time.Sleep(30 * time.Minute) // more than a second one
+			synctest.Wait()
+			want := damaged
+			if authoritative {
+				want = before
+			}
+			if diff := cmp.Diff(want, a.holds()); diff != "" {
+				t.Errorf("authoritative %t (-want +got):\n%s", authoritative, diff)
+			}
+			ops, err := r.engine.Operations(t.Context(), "fake/a")
+			r.must(err)
+			if last := ops[len(ops)-1]; len(last.Report) != 3*planted+1 {
+				t.Errorf("the first pass that found something reports %d differences, want %d", len(last.Report), 3*planted+1)
+			}
+		})
+	}
 }
