@@ -33,6 +33,7 @@ var rules = []struct {
 	{"gateway/internal/journal", []string{"shared/fault", "gateway/internal/journal"}},
 	{"gateway/internal/config", []string{"shared"}},
 	{"gateway/internal/pipeline", []string{"shared"}},
+	{"gateway/internal/telemetry", []string{"shared", "gateway/internal/journal", "gateway/internal/pipeline"}},
 	{"gateway/internal/engine", []string{"shared", "gateway/internal/journal", "gateway/internal/pipeline"}},
 	{"gateway/internal/supervisor", []string{"shared", "plugin", "gateway/internal/pipeline"}},
 	{"gateway/internal/api", []string{"shared", "gateway/internal/engine", "gateway/internal/pipeline"}},

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/propagation"
 	"google.golang.org/grpc"
 
 	"github.com/sandgate/sandgate/shared/extension"
@@ -122,6 +123,10 @@ func handlersOf(ext any) map[phase.Phase]handler {
 	return h
 }
 
+// traceContext puts the gateway's span into the context of a method (W3C Trace Context), so that spans of the author's
+// are its children.
+var traceContext propagation.TraceContext
+
 // server speaks the extension contract for a value of the author's.
 type server struct {
 	extensionv1.UnimplementedExtensionServer
@@ -200,6 +205,7 @@ func (s *server) serve(ctx context.Context, c *extension.Call, err error) (*exte
 	if err != nil {
 		return nil, fault.ToStatus(err)
 	}
+	ctx = traceContext.Extract(ctx, propagation.MapCarrier{"traceparent": c.TraceParent})
 	h := s.handlers[c.Phase]
 	if h == nil {
 		return nil, fault.ToStatus(fault.New(fault.Unimplemented, "%s does not serve %s", s.manifest.Name, c.Phase))

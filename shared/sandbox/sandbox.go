@@ -66,6 +66,7 @@ const (
 type Origin struct {
 	Door   string `json:"door"`   // "api" or the name of the exposed driver
 	Caller string `json:"caller"` // "uid:1000", or the name of the client certificate
+	Trace  string `json:"-"`      // the caller's trace context (W3C traceparent); "" where it has none
 }
 
 // Run is one time that a sandbox runs, from its start to its end.

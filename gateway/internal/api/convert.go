@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -24,6 +26,9 @@ const Door = "api"
 // origin says who calls: the peer's user, or the name of its certificate.
 func origin(ctx context.Context) sandbox.Origin {
 	o := sandbox.Origin{Door: Door, Caller: "unknown"}
+	if md, ok := metadata.FromIncomingContext(ctx); ok {
+		o.Trace = strings.Join(md.Get("traceparent"), "")
+	}
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return o

@@ -84,9 +84,6 @@ func refuseUnserved(cfg *config.Config, f *config.Findings) {
 	if !strings.HasPrefix(cfg.Gateway.Listen, "unix://") {
 		f.Add(cfg.Gateway.Range, summary, "This gateway serves its API on a Unix socket only.")
 	}
-	if cfg.Gateway.Metrics != "" || cfg.Gateway.Tracing != "" {
-		f.Add(cfg.Gateway.Range, summary, "This gateway has neither metrics nor tracing: leave both out.")
-	}
 	for _, d := range cfg.Drivers {
 		if d.Expose != nil {
 			f.Add(d.Range, summary, fmt.Sprintf("This gateway does not serve drivers to others: leave the expose block of %q out.", d.Name))
@@ -118,7 +115,7 @@ func (d *Daemon) openDrivers(ctx context.Context, gen *generation, f *config.Fin
 		if err != nil {
 			return fmt.Errorf("driver %q: %w", c.Name, err)
 		}
-		gen.Drivers[c.Name] = &engine.Driver{Name: c.Name, Driver: drv, Description: about, Schema: schema,
+		gen.Drivers[c.Name] = &engine.Driver{Name: c.Name, Driver: d.telemetry.Driver(c.Name, drv), Description: about, Schema: schema,
 			ChainTimeout: c.Timeouts.Chain, DriverTimeout: c.Timeouts.Call, ReadyTimeout: c.Timeouts.Ready,
 			ReleaseTimeout: c.Timeouts.Release, ReconcileInterval: c.Timeouts.Reconcile, Split: compose.Splitter(drv)}
 	}
@@ -250,7 +247,7 @@ func (d *Daemon) negotiate(gen *generation, f *config.Findings) {
 		for _, b := range gen.config.Chain(c.Name) {
 			r := gen.extensions[b.Extension]
 			bind := bindOf(gen.config, c.Name, b)
-			bind.Program = r.handle
+			bind.Program = d.telemetry.Extension(c.Name, b.Extension, r.handle)
 			m := r.handle.Manifest()
 			contract, wrong := pipeline.Negotiate(&m, bind, c.Name, drv.Description.Features, drv.Schema)
 			for _, w := range wrong {

@@ -24,6 +24,7 @@ import (
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/gateway/internal/journal"
 	"github.com/sandgate/sandgate/gateway/internal/supervisor"
+	"github.com/sandgate/sandgate/gateway/internal/telemetry"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 )
@@ -46,6 +47,7 @@ type Daemon struct {
 	log        *slog.Logger
 	journal    *journal.Store
 	supervisor *supervisor.Supervisor
+	telemetry  *telemetry.Telemetry
 	engine     *engine.Engine
 	catalog    *catalog
 
@@ -64,6 +66,9 @@ type openDriver struct {
 // drainTimeout is how long operations in flight have to end when the gateway is stopped; what has not ended goes on
 // when it is started again.
 const drainTimeout = 10 * time.Second
+
+// flushTimeout is how long the last spans have to reach their collector.
+const flushTimeout = 2 * time.Second
 
 // New puts a gateway together: everything is validated, launched and negotiated before it returns. Findings say what
 // is wrong with the configuration; with errors among them there is no daemon.
@@ -84,6 +89,9 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	if d.journal, err = journal.Open(ctx, journal.Config{Dir: cfg.Gateway.DataDir, URL: storeURL(cfg)}); err != nil {
 		return nil, findings, err
 	}
+	if d.telemetry, err = telemetry.New(cfg.Gateway.Tracing, opts.Version); err != nil {
+		return nil, findings, err
+	}
 	if err := d.supervise(cfg); err != nil {
 		return nil, findings, err
 	}
@@ -93,8 +101,8 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 		return nil, findings, err
 	}
 	d.catalog.use(gen)
-	d.engine, err = engine.Open(ctx, engine.Config{Journal: d.journal, Catalog: d.catalog, Logger: d.log, Now: time.Now,
-		NewID: newID, Jitter: jitter, MaxOperations: cfg.Gateway.MaxOperations})
+	d.engine, err = engine.Open(ctx, engine.Config{Journal: d.telemetry.Journal(d.journal), Catalog: d.catalog, Logger: d.log, Now: time.Now,
+		NewID: newID, Jitter: jitter, MaxOperations: cfg.Gateway.MaxOperations, Tracer: d.telemetry.Tracer(), Ended: d.operationEnded})
 	if err != nil {
 		return nil, findings, err
 	}
@@ -102,6 +110,10 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 		return nil, findings, nil
 	}
 	return d, findings, d.catalog.keep(ctx, gen)
+}
+
+func (d *Daemon) operationEnded(op engine.Operation) {
+	d.telemetry.OperationEnded(op.Driver, string(op.Kind), op.Code, op.Ended.Sub(op.Started))
 }
 
 func storeURL(cfg *config.Config) string {
@@ -132,6 +144,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, d.close())
 	}
+	unmeasure, err := d.serveMetrics(cfg.Gateway.Metrics)
+	if err != nil {
+		return errors.Join(err, listener.Close(), d.close())
+	}
 	d.engine.Start()
 	server, door := api.New(d.engine, d, serverOptions(listener)...)
 	served := make(chan error, 1)
@@ -142,7 +158,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	err = d.wait(ctx, served)
 	door.Shutdown()
-	return errors.Join(err, d.stop(server))
+	return errors.Join(err, unmeasure(), d.stop(server))
 }
 
 // wait returns when the gateway is to end, and says why where nobody asked for it.
@@ -188,6 +204,13 @@ func (d *Daemon) close() error {
 	for _, o := range d.open {
 		errs = append(errs, o.driver.Close())
 	}
+	if d.telemetry != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+		defer cancel()
+		if err := d.telemetry.Close(ctx); err != nil {
+			d.log.Warn("the last spans were not sent", "err", err)
+		}
+	}
 	if d.journal != nil {
 		errs = append(errs, d.journal.Close())
 	}
@@ -196,33 +219,38 @@ func (d *Daemon) close() error {
 
 // listen opens the API's socket. A Unix socket is the gateway's user's alone.
 func listen(g config.Gateway) (net.Listener, error) {
-	path, ok := strings.CutPrefix(g.Listen, "unix://")
-	if !ok {
+	if !strings.HasPrefix(g.Listen, "unix://") {
 		return nil, fault.New(fault.Unimplemented, "listen %s: only Unix sockets are served", g.Listen)
 	}
+	return listenUnix("listen", g.Listen)
+}
+
+// listenUnix makes a socket that only the gateway's user may open. What was left there is removed.
+func listenUnix(setting, address string) (net.Listener, error) {
+	path := strings.TrimPrefix(address, "unix://")
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", g.Listen, err)
+		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
 	}
 	// The store is locked, so no other gateway of this data directory is there: a socket that is has been left.
 	if conn, err := net.Dial("unix", path); err == nil {
 		_ = conn.Close()
-		return nil, fault.New(fault.FailedPrecondition, "listen on %s: another program serves there", g.Listen)
+		return nil, fault.New(fault.FailedPrecondition, "%s = %q: another program serves there", setting, address)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("listen on %s: %w", g.Listen, err)
+		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
 	}
 	// The socket comes into being under a name that nobody may open, and gets its own once its mode is set.
 	private := path + ".new"
 	if err := os.Remove(private); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("listen on %s: %w", g.Listen, err)
+		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: private, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", g.Listen, err)
+		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
 	}
 	l.SetUnlinkOnClose(false)
 	if err := errors.Join(os.Chmod(private, 0o600), os.Rename(private, path)); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen on %s: %w", g.Listen, err), l.Close())
+		return nil, errors.Join(fmt.Errorf("%s = %q: %w", setting, address, err), l.Close())
 	}
 	return &named{Listener: l, path: path}, nil
 }

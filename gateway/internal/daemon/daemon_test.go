@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/sandgate/sandgate/drivers/native"
 	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
@@ -60,7 +62,7 @@ func (k *keeper) Info() plugin.Info {
 }
 
 // dump keeps all that a call carries, for the tests to look through.
-func (k *keeper) dump(r *plugin.Request) {
+func (k *keeper) dump(ctx context.Context, r *plugin.Request) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	f, err := os.OpenFile(filepath.Join(k.dir, "dump"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -68,12 +70,13 @@ func (k *keeper) dump(r *plugin.Request) {
 		return
 	}
 	defer func() { _ = f.Close() }()
-	raw, _ := json.Marshal(map[string]any{"phase": r.Phase(), "plan": r.Plan(), "workspace": r.WorkspacePlan(), "labels": r.Labels(), "image": r.Image(), "held": r.Held()})
+	raw, _ := json.Marshal(map[string]any{"phase": r.Phase(), "plan": r.Plan(), "workspace": r.WorkspacePlan(), "labels": r.Labels(), "image": r.Image(), "held": r.Held(),
+		"span": trace.SpanContextFromContext(ctx).SpanID()})
 	_, _ = f.Write(append(raw, '\n'))
 }
 
-func (k *keeper) PreparePlan(_ context.Context, r *plugin.Request, p *plugin.Plan) error {
-	k.dump(r)
+func (k *keeper) PreparePlan(ctx context.Context, r *plugin.Request, p *plugin.Plan) error {
+	k.dump(ctx, r)
 	if image, ok := r.Labels()["image"]; ok {
 		f, _ := r.Feature("image")
 		return p.Set(f, image)
@@ -83,22 +86,24 @@ func (k *keeper) PreparePlan(_ context.Context, r *plugin.Request, p *plugin.Pla
 
 func (k *keeper) file(r *plugin.Request) string { return filepath.Join(k.dir, "held-"+r.SubjectID()) }
 
-func (k *keeper) BeforeCreate(_ context.Context, r *plugin.Request, s *plugin.Setup) error {
-	k.dump(r)
+func (k *keeper) BeforeCreate(ctx context.Context, r *plugin.Request, s *plugin.Setup) error {
+	k.dump(ctx, r)
 	s.Hold("file", r.SubjectID(), "")
 	return errors.Join(os.WriteFile(k.file(r), nil, 0o600), s.SetState(1, "state of "+r.SubjectID()))
 }
 
-func (k *keeper) release(r *plugin.Request) error {
-	k.dump(r)
+func (k *keeper) release(ctx context.Context, r *plugin.Request) error {
+	k.dump(ctx, r)
 	if err := os.Remove(k.file(r)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
-func (k *keeper) AfterDelete(_ context.Context, r *plugin.Request) error    { return k.release(r) }
-func (k *keeper) OnCreateFailed(_ context.Context, r *plugin.Request) error { return k.release(r) }
+func (k *keeper) AfterDelete(ctx context.Context, r *plugin.Request) error { return k.release(ctx, r) }
+func (k *keeper) OnCreateFailed(ctx context.Context, r *plugin.Request) error {
+	return k.release(ctx, r)
+}
 
 // site is a gateway on a directory of its own.
 type site struct {

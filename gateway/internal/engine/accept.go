@@ -179,7 +179,8 @@ func (x *execution) starts(sb *Sandbox) {
 }
 
 func (e *Engine) newOperation(kind phase.Operation, subject string, origin sandbox.Origin) Operation {
-	return Operation{ID: e.NewID(), Kind: kind, Subject: subject, Origin: origin, State: OperationRunning, Started: e.Now()}
+	return Operation{ID: e.NewID(), Kind: kind, Subject: subject, Origin: origin, State: OperationRunning, Started: e.Now(),
+		Trace: origin.Trace}
 }
 
 // begin carries out a new operation of a sandbox under the current configuration.
@@ -206,6 +207,7 @@ func (e *Engine) execution(ctx context.Context, s *subject, op Operation, h *Han
 	op.State, op.Generation, op.Driver, op.Workspace, op.Name = OperationRunning, gen.ID, sb.Driver, sb.Workspace, sb.Name
 	x := &execution{e: e, s: s, gen: gen, d: d, op: op, sb: sb, ctx: ctx, handle: h, steps: map[string]*Step{},
 		skip: make(chan struct{})}
+	x.trace()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if w := e.subjects[sb.WorkspaceID]; w != nil {

@@ -113,13 +113,16 @@ func (e *Engine) unreserve(s *subject, sb *Sandbox) {
 // create does the pure part, then carries the create out.
 func (e *Engine) create(ctx context.Context, s *subject, op Operation, h *Handle, sb *Sandbox) {
 	gen := e.Catalog.Current()
+	ctx, span := e.traced(ctx, &op)
 	x, err := e.plannedCreate(ctx, s, op, h, gen, sb)
+	defer func() { endSpan(span, err) }()
 	if err != nil {
 		e.auditRefusal(op, err)
 		h.finish(op, err)
 		return
 	}
 	x.run()
+	err = x.opError()
 	e.leaveWorkspace(x.sb.WorkspaceID)
 }
 
@@ -133,7 +136,9 @@ func (e *Engine) plannedCreate(ctx context.Context, s *subject, op Operation, h 
 	if err := p.within(ctx, p.validate); err != nil {
 		return nil, err
 	}
-	ws, err := e.enterWorkspace(ctx, gen, d, sb.Workspace, op.Origin)
+	within := op.Origin
+	within.Trace = op.Trace
+	ws, err := e.enterWorkspace(ctx, gen, d, sb.Workspace, within)
 	if err != nil {
 		return nil, err
 	}

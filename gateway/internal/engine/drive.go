@@ -71,7 +71,7 @@ func (x *execution) build(c call, s *Step) error {
 
 // takeAway repeats a call that removes or stops until it succeeds or an operator states that the compute is gone.
 func (x *execution) takeAway(c call, s *Step) error {
-	ctx := x.e.ctx
+	ctx := x.life
 	if x.op.Kind == phase.OpStop {
 		ctx = x.ctx
 	}

@@ -10,6 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"github.com/sandgate/sandgate/gateway/internal/journal"
 	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/shared/driver"
@@ -47,7 +50,7 @@ type Driver struct {
 	Split func(json.RawMessage) (map[string]json.RawMessage, error)
 }
 
-// Config is what an engine needs. Every field but Jitter is required.
+// Config is what an engine needs. What may be nil says so; all else is required.
 type Config struct {
 	Journal       journal.Journal
 	Catalog       Catalog
@@ -56,6 +59,8 @@ type Config struct {
 	NewID         func() string    // ids that sort by time
 	Jitter        func() float64   // in [0, 1), for backoff; nil: none
 	MaxOperations int
+	Tracer        trace.Tracer    // nil: none
+	Ended         func(Operation) // told of every operation that has ended; it must not block; nil: nobody is told
 }
 
 // Engine carries out operations. It is safe for concurrent use.
@@ -85,6 +90,12 @@ type Engine struct {
 func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if cfg.Jitter == nil {
 		cfg.Jitter = func() float64 { return 0 }
+	}
+	if cfg.Tracer == nil {
+		cfg.Tracer = noop.NewTracerProvider().Tracer("")
+	}
+	if cfg.Ended == nil {
+		cfg.Ended = func(Operation) {}
 	}
 	e := &Engine{
 		Config:     cfg,

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 	"github.com/sandgate/sandgate/shared/plan"
@@ -23,6 +25,8 @@ type execution struct {
 	ws  *Workspace // of the sandbox, or the subject
 
 	ctx     context.Context // ends when a delete takes over, or the engine stops
+	life    context.Context // ends when the engine stops; in the operation's trace
+	span    trace.Span      // of its own; nil: whoever made it ends the span
 	chain   context.Context // ctx, and the budget of the chain's calls
 	done    context.CancelFunc
 	tx      change // decided and not yet committed
@@ -186,6 +190,9 @@ func (x *execution) leave() {
 	x.s.current = nil
 	x.s.mu.Unlock()
 	x.leavePlace()
+	if x.span != nil {
+		endSpan(x.span, x.opError())
+	}
 	if x.done != nil {
 		x.done()
 	}

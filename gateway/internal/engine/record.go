@@ -124,6 +124,7 @@ type Operation struct {
 	Without    []string               `json:"without,omitempty"`
 	Observed   []pipeline.Observation `json:"observed,omitempty"`
 	Report     []string               `json:"report,omitempty"` // of a reconcile: the differences, for people
+	Trace      string                 `json:"trace,omitempty"`  // W3C trace context, where it is traced
 }
 
 // OperationState is where an operation is.
@@ -276,7 +277,7 @@ func (e *Engine) putOperation(tx *change, op Operation) {
 		delete(e.steps, op.ID)
 	})
 	r.Kind = kindHistory
-	tx.put(r, nil)
+	tx.put(r, func() { e.Ended(op) })
 }
 
 func (s *Step) record() journal.Record {

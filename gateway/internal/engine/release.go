@@ -179,7 +179,7 @@ func (x *execution) releaseOne(s *Step, l phase.Lifetime) error {
 	for len(h.rec.Releases) > 0 {
 		r := h.rec.Releases[0]
 		mine := r.Key == stepKey(s)
-		err := x.e.attemptRelease(x.s, h, &x.tx, x.commit)
+		err := x.e.attemptRelease(x.life, x.s, h, &x.tx, x.commit)
 		if x.e.ctx.Err() != nil {
 			return x.e.Err()
 		}
@@ -216,7 +216,7 @@ func (x *execution) journalRelease(s *Step, h *holding, l phase.Lifetime) {
 
 // attemptRelease makes one attempt at the oldest release of a holding, which the caller has entered. Its intent and
 // its outcome go through tx; commit makes the intent durable.
-func (e *Engine) attemptRelease(s *subject, h *holding, tx *change, commit func() error) error {
+func (e *Engine) attemptRelease(ctx context.Context, s *subject, h *holding, tx *change, commit func() error) error {
 	rec := h.rec
 	rec.Number++
 	rec.Releases = slices.Clone(rec.Releases)
@@ -229,7 +229,7 @@ func (e *Engine) attemptRelease(s *subject, h *holding, tx *change, commit func(
 	d, err := e.releaser(h)
 	var res pipeline.Result
 	if err == nil {
-		res = d.Chain.Call(e.ctx, rec.Extension, e.releaseRequest(s, d, rec, r))
+		res = d.Chain.Call(ctx, rec.Extension, e.releaseRequest(s, d, rec, r))
 		err = res.Err
 	}
 	if e.ctx.Err() != nil {
@@ -321,7 +321,7 @@ func (e *Engine) retryOnce(s *subject, h *holding) bool {
 	for len(h.rec.Releases) > 0 {
 		r := h.rec.Releases[0]
 		started := e.Now()
-		err := e.attemptRelease(s, h, &tx, commit)
+		err := e.attemptRelease(e.ctx, s, h, &tx, commit)
 		if e.ctx.Err() != nil {
 			return true
 		}

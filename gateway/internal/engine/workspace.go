@@ -152,6 +152,7 @@ func (e *Engine) failEnsure(s *subject, ws *Workspace, driver, name string, err 
 func (e *Engine) workspaceExecution(ctx context.Context, s *subject, op Operation, h *Handle, gen *Generation, d *Driver, ws *Workspace) *execution {
 	op.State, op.Generation = OperationRunning, gen.ID
 	x := &execution{e: e, s: s, gen: gen, d: d, op: op, ws: ws, ctx: ctx, handle: h, steps: map[string]*Step{}, skip: make(chan struct{})}
+	x.trace()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, st := range e.steps[op.ID] {
