@@ -188,7 +188,8 @@ func (e *Engine) begin(ctx context.Context, s *subject, op Operation, h *Handle,
 	e.mu.Lock()
 	sb := s.sandbox
 	e.mu.Unlock()
-	gen := e.Catalog.Current()
+	gen, done := e.current()
+	defer done()
 	x, err := e.execution(ctx, s, op, h, gen, sb)
 	if err != nil {
 		h.finish(op, err)

@@ -157,7 +157,8 @@ func (x *execution) abandon() {
 // generations are needed.
 type References struct {
 	Drivers     map[string]DriverReferences
-	Generations map[string]bool
+	Generations map[string]bool // have to be kept
+	Live        map[string]bool // are in use at the moment, or by an operation that has not ended
 }
 
 // DriverReferences is what refers to one driver.
@@ -171,9 +172,12 @@ type DriverReferences struct {
 func (e *Engine) References() References {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	out := References{Drivers: map[string]DriverReferences{}, Generations: map[string]bool{}}
+	out := References{Drivers: map[string]DriverReferences{}, Generations: map[string]bool{}, Live: map[string]bool{}}
 	for _, op := range e.operations {
-		out.Generations[op.Generation] = true
+		out.Generations[op.Generation], out.Live[op.Generation] = true, true
+	}
+	for id := range e.using {
+		out.Live[id] = true
 	}
 	for _, s := range e.subjects {
 		e.reference(out, s)

@@ -112,7 +112,8 @@ func (e *Engine) unreserve(s *subject, sb *Sandbox) {
 
 // create does the pure part, then carries the create out.
 func (e *Engine) create(ctx context.Context, s *subject, op Operation, h *Handle, sb *Sandbox) {
-	gen := e.Catalog.Current()
+	gen, done := e.current()
+	defer done()
 	ctx, span := e.traced(ctx, &op)
 	x, err := e.plannedCreate(ctx, s, op, h, gen, sb)
 	defer func() { endSpan(span, err) }()

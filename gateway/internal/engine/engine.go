@@ -60,6 +60,7 @@ type Config struct {
 	Jitter        func() float64   // in [0, 1), for backoff; nil: none
 	MaxOperations int
 	Tracer        trace.Tracer    // nil: none
+	Unused        func(id string) // told when nothing uses a generation for now; it must not block; nil: nobody is told
 	Ended         func(Operation) // told of every operation that has ended; it must not block; nil: nobody is told
 }
 
@@ -81,6 +82,7 @@ type Engine struct {
 	operations map[string]*Operation
 	steps      map[string][]*Step // of unfinished operations
 	switches   map[string]Disabled
+	using      map[string]int // how many use a generation at the moment
 	changed    chan struct{} // closed and replaced whenever something is published
 	watched    map[string]context.CancelFunc
 	passes     map[string]map[string]bool // bind -> differences that the last reconcile found
@@ -97,6 +99,9 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 	if cfg.Ended == nil {
 		cfg.Ended = func(Operation) {}
 	}
+	if cfg.Unused == nil {
+		cfg.Unused = func(string) {}
+	}
 	e := &Engine{
 		Config:     cfg,
 		slots:      make(chan struct{}, cfg.MaxOperations),
@@ -106,6 +111,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		operations: map[string]*Operation{},
 		steps:      map[string][]*Step{},
 		switches:   map[string]Disabled{},
+		using:      map[string]int{},
 		changed:    make(chan struct{}),
 		watched:    map[string]context.CancelFunc{},
 		passes:     map[string]map[string]bool{},

@@ -179,7 +179,7 @@ func (x *execution) releaseOne(s *Step, l phase.Lifetime) error {
 	for len(h.rec.Releases) > 0 {
 		r := h.rec.Releases[0]
 		mine := r.Key == stepKey(s)
-		err := x.e.attemptRelease(x.life, x.s, h, &x.tx, x.commit)
+		err := x.e.attemptRelease(x.life, x.gen, x.s, h, &x.tx, x.commit)
 		if x.e.ctx.Err() != nil {
 			return x.e.Err()
 		}
@@ -215,8 +215,8 @@ func (x *execution) journalRelease(s *Step, h *holding, l phase.Lifetime) {
 }
 
 // attemptRelease makes one attempt at the oldest release of a holding, which the caller has entered. Its intent and
-// its outcome go through tx; commit makes the intent durable.
-func (e *Engine) attemptRelease(ctx context.Context, s *subject, h *holding, tx *change, commit func() error) error {
+// its outcome go through tx; commit makes the intent durable. via is the generation of the operation that asks, if any.
+func (e *Engine) attemptRelease(ctx context.Context, via *Generation, s *subject, h *holding, tx *change, commit func() error) error {
 	rec := h.rec
 	rec.Number++
 	rec.Releases = slices.Clone(rec.Releases)
@@ -226,9 +226,10 @@ func (e *Engine) attemptRelease(ctx context.Context, s *subject, h *holding, tx 
 	if err := commit(); err != nil {
 		return err
 	}
-	d, err := e.releaser(h)
+	d, done, err := e.releaser(h, via)
 	var res pipeline.Result
 	if err == nil {
+		defer done()
 		res = d.Chain.Call(ctx, rec.Extension, e.releaseRequest(s, d, rec, r))
 		err = res.Err
 	}
@@ -272,20 +273,32 @@ func (e *Engine) releaseRequest(s *subject, d *Driver, rec Holding, r Release) *
 	return req
 }
 
-// releaser finds the chain through which an extension can still be asked to release: the current one, or the stored
-// generation under which it was last called.
-func (e *Engine) releaser(h *holding) (*Driver, error) {
-	if d := e.Catalog.Current().Drivers[h.rec.Driver]; d != nil && d.Chain.Bind(h.rec.Extension) != nil {
-		return d, nil
+// releaser finds the chain through which an extension can still be asked to release: that of the generation under
+// which its operation runs, the current one, or the stored one under which it was last called.
+func (e *Engine) releaser(h *holding, via *Generation) (*Driver, func(), error) {
+	bound := func(gen *Generation) *Driver {
+		if d := gen.Drivers[h.rec.Driver]; d != nil && d.Chain.Bind(h.rec.Extension) != nil {
+			return d
+		}
+		return nil
 	}
-	gen, err := e.Catalog.Generation(e.ctx, h.rec.Generation)
+	if via != nil && bound(via) != nil {
+		return bound(via), e.again(via), nil
+	}
+	gen, done := e.current()
+	if d := bound(gen); d != nil {
+		return d, done, nil
+	}
+	done()
+	gen, done, err := e.generation(e.ctx, h.rec.Generation)
 	if err != nil {
-		return nil, fmt.Errorf("extension %q is bound no more, and its stored generation cannot be used: %w", h.rec.Extension, err)
+		return nil, nil, fmt.Errorf("extension %q is bound no more, and its stored generation cannot be used: %w", h.rec.Extension, err)
 	}
-	if d := gen.Drivers[h.rec.Driver]; d != nil && d.Chain.Bind(h.rec.Extension) != nil {
-		return d, nil
+	if d := bound(gen); d != nil {
+		return d, done, nil
 	}
-	return nil, fault.New(fault.Unavailable, "extension %q is in no generation that is kept", h.rec.Extension)
+	done()
+	return nil, nil, fault.New(fault.Unavailable, "extension %q is in no generation that is kept", h.rec.Extension)
 }
 
 // retryReleases retries the releases of one holding in the background until none is left. The caller has entered it.
@@ -321,7 +334,7 @@ func (e *Engine) retryOnce(s *subject, h *holding) bool {
 	for len(h.rec.Releases) > 0 {
 		r := h.rec.Releases[0]
 		started := e.Now()
-		err := e.attemptRelease(e.ctx, s, h, &tx, commit)
+		err := e.attemptRelease(e.ctx, nil, s, h, &tx, commit)
 		if e.ctx.Err() != nil {
 			return true
 		}

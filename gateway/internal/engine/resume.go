@@ -152,11 +152,12 @@ func (e *Engine) resumeOperation(s *subject, op Operation) {
 
 // continueOperation carries an operation on under the generation with which it began.
 func (e *Engine) continueOperation(ctx context.Context, s *subject, op Operation, h *Handle) {
-	gen := e.generationOf(op)
+	gen, done := e.generationOf(op)
 	if gen == nil {
 		h.finish(op, e.Err())
 		return
 	}
+	defer done()
 	e.mu.Lock()
 	sb, ws := s.sandbox, s.workspace
 	e.mu.Unlock()
@@ -181,15 +182,15 @@ func (e *Engine) continueOperation(ctx context.Context, s *subject, op Operation
 
 // generationOf returns the generation under which an operation began, trying until it is there. Nil: the engine
 // stops.
-func (e *Engine) generationOf(op Operation) *Generation {
+func (e *Engine) generationOf(op Operation) (*Generation, func()) {
 	for n := 1; ; n++ {
-		gen, err := e.Catalog.Generation(e.ctx, op.Generation)
+		gen, done, err := e.generation(e.ctx, op.Generation)
 		if err == nil {
-			return gen
+			return gen, done
 		}
 		e.Logger.Error("an unfinished operation waits for its configuration", "operation", op.ID, "generation", op.Generation, "err", err)
 		if !sleep(e.ctx, e.backoff(n, time.Second, time.Minute)) {
-			return nil
+			return nil, nil
 		}
 	}
 }

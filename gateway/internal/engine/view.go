@@ -234,7 +234,9 @@ func (e *Engine) Preview(ctx context.Context, r CreateRequest) (*Preview, error)
 	if err != nil {
 		return nil, err
 	}
-	d := e.Catalog.Current().Drivers[sb.Driver]
+	gen, done := e.current()
+	defer done()
+	d := gen.Drivers[sb.Driver]
 	if d == nil {
 		return nil, fault.New(fault.NotFound, "there is no driver %q", sb.Driver)
 	}

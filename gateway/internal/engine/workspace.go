@@ -62,7 +62,8 @@ func (e *Engine) EnsureWorkspace(driver, name string, origin sandbox.Origin) (*H
 	if err := sandbox.CheckName("workspace", name); err != nil {
 		return nil, err
 	}
-	gen := e.Catalog.Current()
+	gen, done := e.current()
+	defer done()
 	d := gen.Drivers[driver]
 	e.mu.Lock()
 	refused := e.closing
@@ -94,7 +95,11 @@ func (e *Engine) queueEnsure(gen *Generation, d *Driver, name string, origin san
 	op := e.newOperation(phase.OpWorkspaceEnsure, id, origin)
 	op.Driver, op.Workspace, op.Name, op.Generation = d.Name, name, name, gen.ID
 	h := newHandle(op)
-	s.push(&task{fixed: true, run: func(ctx context.Context) { e.runEnsure(ctx, s, op, h, gen, d, onlyIfNeeded) }}, false)
+	done := e.again(gen)
+	s.push(&task{fixed: true, run: func(ctx context.Context) {
+		defer done()
+		e.runEnsure(ctx, s, op, h, gen, d, onlyIfNeeded)
+	}}, false)
 	return h
 }
 
@@ -215,7 +220,8 @@ func (e *Engine) runWorkspaceDelete(ctx context.Context, s *subject, op Operatio
 		e.endUnneeded(op, h)
 		return
 	}
-	gen := e.Catalog.Current()
+	gen, done := e.current()
+	defer done()
 	d := gen.Drivers[op.Driver]
 	if d == nil {
 		h.finish(op, fault.New(fault.FailedPrecondition, "driver %q is not configured", op.Driver))
