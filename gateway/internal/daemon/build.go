@@ -13,14 +13,12 @@ import (
 	"strings"
 
 	"github.com/hashicorp/hcl/v2"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/sandgate/sandgate/drivers"
 	"github.com/sandgate/sandgate/drivers/compose"
 	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/gateway/internal/pipeline"
-	"github.com/sandgate/sandgate/gateway/internal/supervisor"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -35,14 +33,6 @@ type generation struct {
 	extensions map[string]*running
 	copies     map[string]string // extension -> the gateway's own copy of its program
 	stored     bool
-}
-
-// running is an extension of a generation.
-type running struct {
-	handle    *supervisor.Handle
-	spec      supervisor.Spec
-	config    json.RawMessage
-	contracts []extension.Contract
 }
 
 func hash(s string) string {
@@ -67,14 +57,31 @@ func (d *Daemon) build(ctx context.Context, cfg *config.Config, f *config.Findin
 	if err := d.openDrivers(ctx, gen, f); err != nil || f.HasErrors() {
 		return gen, err
 	}
-	if err := d.launch(ctx, gen, f, nil); err != nil || f.HasErrors() {
-		return gen, err
-	}
-	d.negotiate(gen, f)
+	return gen, d.populate(ctx, gen, f, nil)
+}
+
+// populate gives a generation its extensions and its chains: launched, negotiated, configured. Copies, where given,
+// are run instead of the programs. What is wrong goes to the findings.
+func (d *Daemon) populate(ctx context.Context, gen *generation, f *config.Findings, copies map[string]string) (err error) {
+	list := d.launch(ctx, gen, f, copies)
+	defer func() { err = errors.Join(err, discard(list)) }()
 	if f.HasErrors() {
-		return gen, nil
+		return nil
 	}
-	return gen, d.configure(ctx, gen, f)
+	binds := d.negotiate(gen, list, f)
+	if d.decode(gen, list, f); f.HasErrors() {
+		return nil
+	}
+	if d.configure(ctx, gen, list, f); f.HasErrors() {
+		return nil
+	}
+	for name, chain := range binds {
+		for _, b := range chain {
+			b.Program = d.telemetry.Extension(name, b.Extension, gen.extensions[b.Extension].handle)
+		}
+		gen.Drivers[name].Chain = pipeline.New(chain, gen.Drivers[name].Schema, d)
+	}
+	return nil
 }
 
 // refuseUnserved refuses what the configuration may ask for and this gateway does not do yet: something that an
@@ -181,85 +188,31 @@ func (d *Daemon) redact(v any) string {
 	return "(sensitive, " + d.journal.Digest(raw)[:4] + "…)"
 }
 
-// launch launches every extension of the generation, side by side. Those that the generation before runs with the
-// same program and environment are shared with it. Copies, where given, are run instead of the programs.
-func (d *Daemon) launch(ctx context.Context, gen *generation, f *config.Findings, copies map[string]string) error {
-	list := gen.config.Extensions
-	handles, errs := make([]*running, len(list)), make([]error, len(list))
-	var group errgroup.Group
-	for i, x := range list {
-		spec := specOf(x, d.opts.Dev)
-		if copies != nil {
-			if spec.Copy = copies[x.Name]; spec.Copy == "" {
-				errs[i] = fault.New(fault.Unavailable, "no copy of its program was kept")
-				continue
-			}
-		}
-		group.Go(func() error {
-			h, err := d.supervisor.Launch(ctx, spec)
-			if err != nil {
-				errs[i] = err
-				return nil
-			}
-			handles[i] = &running{handle: h, spec: spec}
-			return nil
-		})
+// negotiate intersects manifest, driver and grant for each bind of every driver. The binds have no program yet.
+func (d *Daemon) negotiate(gen *generation, list []*candidate, f *config.Findings) map[string][]*pipeline.Bind {
+	candidates := map[string]*candidate{}
+	for _, c := range list {
+		candidates[c.block.Name] = c
 	}
-	_ = group.Wait() // its functions say what is wrong through errs
-	for i, x := range list {
-		if handles[i] != nil {
-			gen.extensions[x.Name] = handles[i]
-		}
-		if errs[i] != nil {
-			f.Add(x.Range, "Extension cannot be launched", errs[i].Error())
-			continue
-		}
-		if m := handles[i].handle.Manifest(); m.Name != x.Name {
-			f.Add(x.Range, "Another extension", fmt.Sprintf("%s says that it is the extension %q, version %s. The label of the block has to be that name.", x.Command, m.Name, m.Version))
-		}
-		d.keepCopy(gen, x.Name, handles[i])
-	}
-	return nil
-}
-
-// keepCopy keeps the program for later releases. One that cannot be kept is said so, and runs all the same.
-func (d *Daemon) keepCopy(gen *generation, name string, r *running) {
-	ref, err := d.supervisor.Keep(r.spec)
-	if err != nil {
-		d.log.Warn("no copy of the program could be kept for later releases", "extension", name, "err", err)
-		return
-	}
-	gen.copies[name] = ref
-}
-
-func specOf(x config.Extension, dev bool) supervisor.Spec {
-	return supervisor.Spec{Name: x.Name, Command: x.Command, Args: x.Args, Checksum: x.Checksum, Unpinned: dev, Interpreter: x.Interpreter,
-		Files: x.Files, Env: x.Env, User: x.User, Group: x.Group,
-		Limits:  supervisor.Limits{Memory: x.Limits.Memory, CPU: x.Limits.CPU, PIDs: x.Limits.PIDs, Files: uint64(x.Limits.Files)},
-		Restart: supervisor.Restart{Budget: x.Restart.Budget, Window: x.Restart.Window}}
-}
-
-// negotiate makes the chain of every driver: manifest, driver and grant intersected for each bind.
-func (d *Daemon) negotiate(gen *generation, f *config.Findings) {
+	binds := map[string][]*pipeline.Bind{}
 	for _, c := range gen.config.Drivers {
 		drv := gen.Drivers[c.Name]
-		var binds []*pipeline.Bind
+		binds[c.Name] = nil
 		for _, b := range gen.config.Chain(c.Name) {
-			r := gen.extensions[b.Extension]
+			x := candidates[b.Extension]
 			bind := bindOf(gen.config, c.Name, b)
-			bind.Program = d.telemetry.Extension(c.Name, b.Extension, r.handle)
-			m := r.handle.Manifest()
+			m := x.handle.Manifest()
 			contract, wrong := pipeline.Negotiate(&m, bind, c.Name, drv.Description.Features, drv.Schema)
 			for _, w := range wrong {
 				f.Add(b.Range, w.Summary, w.Detail)
 			}
 			if contract != nil {
-				r.contracts = append(r.contracts, *contract)
-				binds = append(binds, bind)
+				x.contracts = append(x.contracts, *contract)
+				binds[c.Name] = append(binds[c.Name], bind)
 			}
 		}
-		drv.Chain = pipeline.New(binds, drv.Schema, d)
 	}
+	return binds
 }
 
 // Disabled is the operators' switch, as the pipeline asks for it.
@@ -303,46 +256,6 @@ func bindOf(cfg *config.Config, driverName string, b config.Bind) *pipeline.Bind
 		}
 	}
 	return out
-}
-
-// configure hands every extension its configuration, decoded with its own schema, and its contracts.
-func (d *Daemon) configure(ctx context.Context, gen *generation, f *config.Findings) error {
-	for _, x := range gen.config.Extensions {
-		r := gen.extensions[x.Name]
-		m := r.handle.Manifest()
-		var schema extension.ConfigSchema
-		if len(m.ConfigSchema) > 0 {
-			if err := json.Unmarshal(m.ConfigSchema, &schema); err != nil {
-				f.Add(x.Range, "Unusable schema", fmt.Sprintf("Extension %q %s describes its configuration in a way that cannot be read: %v.", m.Name, m.Version, err))
-				continue
-			}
-		}
-		raw, diags := config.DecodeBody(x.Config, schema, gen.config.Context(), x.Range, fmt.Sprintf("extension %q %s", m.Name, m.Version))
-		f.AddDiagnostics(diags)
-		if diags.HasErrors() {
-			continue
-		}
-		r.config = raw
-		err := r.handle.Configure(ctx, raw, r.contracts)
-		switch {
-		case fault.Is(err, fault.Invalid) && len(fault.DiagnosticsOf(err)) > 0:
-			for _, w := range fault.DiagnosticsOf(err) {
-				f.Add(config.RangeOf(x.Config, schema, w.Path, x.Range), "Invalid configuration", strings.TrimSpace(w.Path+" "+w.Summary+"\n"+w.Detail))
-			}
-		case err != nil:
-			f.Add(x.Range, "Extension cannot be configured", err.Error())
-		}
-	}
-	return nil
-}
-
-// retire ends the extensions of a generation that nothing refers to.
-func (d *Daemon) retire(gen *generation) error {
-	var errs []error
-	for _, r := range gen.extensions {
-		errs = append(errs, r.handle.Close())
-	}
-	return errors.Join(errs...)
 }
 
 // admit refuses a configuration that what lives cannot live with: a driver that still has sandboxes is gone or is

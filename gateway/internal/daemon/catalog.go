@@ -100,14 +100,24 @@ func (c *catalog) keep(ctx context.Context, g *generation) error {
 		return err
 	}
 	if len(last) == 1 && string(last[0].Body) == `"`+print+`"` {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.live, g.ID)
-		g.ID = last[0].ID
-		c.live[g.ID] = g
-		return nil
+		return c.replace(g, last[0].ID)
 	}
 	return c.d.journal.Commit(ctx, []journal.Write{{Record: journal.Record{Kind: kindGeneration, ID: g.ID, Body: []byte(`"` + print + `"`), Sealed: sealed}}})
+}
+
+// replace puts a generation in the place of the one that is the same. Whatever of that is in flight goes on: what
+// serves it is shared.
+func (c *catalog) replace(g *generation, id string) error {
+	c.mu.Lock()
+	before := c.live[id]
+	delete(c.live, g.ID)
+	g.ID = id
+	c.live[id] = g
+	c.mu.Unlock()
+	if before == nil {
+		return nil
+	}
+	return c.d.retire(before)
 }
 
 // revive launches a stored generation, from the gateway's own copies of its programs.
@@ -135,16 +145,8 @@ func (c *catalog) revive(ctx context.Context, id string) (_ *generation, err err
 	if err := c.d.openDrivers(ctx, g, f); err != nil {
 		return nil, err
 	}
-	if err := c.d.launch(ctx, g, f, s.Copies); err != nil {
+	if err := c.d.populate(ctx, g, f, s.Copies); err != nil {
 		return nil, err
-	}
-	if !f.HasErrors() {
-		c.d.negotiate(g, f)
-	}
-	if !f.HasErrors() {
-		if err := c.d.configure(ctx, g, f); err != nil {
-			return nil, err
-		}
 	}
 	if f.HasErrors() {
 		return nil, fmt.Errorf("configuration %q cannot be used any more: %s", id, f)
@@ -152,15 +154,17 @@ func (c *catalog) revive(ctx context.Context, id string) (_ *generation, err err
 	return g, nil
 }
 
-// collect ends the generations, and forgets the records and copies, that nothing refers to any more.
+// collect ends the processes of generations that nothing uses at the moment: one that is stored is launched again when
+// it is needed. Records and copies that nothing refers to any more are forgotten.
 func (c *catalog) collect(ctx context.Context) error {
-	needed := c.d.engine.References().Generations
+	refs := c.d.engine.References()
+	needed := refs.Generations
 	c.mu.Lock()
-	needed[c.now.ID] = true
+	needed[c.now.ID], refs.Live[c.now.ID] = true, true
 	var idle []*generation
 	copies := []string{}
 	for id, g := range c.live {
-		if !needed[id] {
+		if !refs.Live[id] {
 			idle = append(idle, g)
 			delete(c.live, id)
 			continue

@@ -54,6 +54,8 @@ type Daemon struct {
 	reloading sync.Mutex // one reload at a time
 	mu        sync.Mutex
 	open      map[string]openDriver // base drivers, by name
+	running   []*running            // extensions, each of at least one generation
+	idle      chan struct{}         // has an element when a generation may be ended
 }
 
 // openDriver is a base driver and the settings that it was opened with.
@@ -66,6 +68,10 @@ type openDriver struct {
 // drainTimeout is how long operations in flight have to end when the gateway is stopped; what has not ended goes on
 // when it is started again.
 const drainTimeout = 10 * time.Second
+
+// lingering is how long the processes of an earlier configuration are kept after their last use: another release may
+// need them.
+const lingering = time.Second
 
 // flushTimeout is how long the last spans have to reach their collector.
 const flushTimeout = 2 * time.Second
@@ -80,7 +86,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	if opts.DataDir != "" {
 		cfg.Gateway.DataDir = opts.DataDir
 	}
-	d := &Daemon{opts: opts, log: opts.Logger, open: map[string]openDriver{}}
+	d := &Daemon{opts: opts, log: opts.Logger, open: map[string]openDriver{}, idle: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil || findings.HasErrors() {
 			err = errors.Join(err, d.close())
@@ -102,7 +108,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	}
 	d.catalog.use(gen)
 	d.engine, err = engine.Open(ctx, engine.Config{Journal: d.telemetry.Journal(d.journal), Catalog: d.catalog, Logger: d.log, Now: time.Now,
-		NewID: newID, Jitter: jitter, MaxOperations: cfg.Gateway.MaxOperations, Tracer: d.telemetry.Tracer(), Ended: d.operationEnded})
+		NewID: newID, Jitter: jitter, MaxOperations: cfg.Gateway.MaxOperations, Tracer: d.telemetry.Tracer(), Ended: d.operationEnded, Unused: d.unused})
 	if err != nil {
 		return nil, findings, err
 	}
@@ -149,6 +155,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return errors.Join(err, listener.Close(), d.close())
 	}
 	d.engine.Start()
+	sweeping, stopSweeping := context.WithCancel(context.WithoutCancel(ctx))
+	var sweeper sync.WaitGroup
+	sweeper.Go(func() { d.sweep(sweeping) })
 	server, door := api.New(d.engine, d, serverOptions(listener)...)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
@@ -158,7 +167,42 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	err = d.wait(ctx, served)
 	door.Shutdown()
+	stopSweeping()
+	sweeper.Wait()
 	return errors.Join(err, unmeasure(), d.stop(server))
+}
+
+// unused is told by the engine when nothing uses a generation for now.
+func (d *Daemon) unused(id string) {
+	if id == d.catalog.current().ID {
+		return
+	}
+	select {
+	case d.idle <- struct{}{}:
+	default: // it is known already
+	}
+}
+
+// sweep ends what earlier configurations have left running, some while after the last use of it.
+func (d *Daemon) sweep(ctx context.Context) {
+	for {
+		select {
+		case <-d.idle:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(lingering):
+		case <-ctx.Done():
+			return
+		}
+		d.reloading.Lock()
+		err := d.catalog.collect(ctx)
+		d.reloading.Unlock()
+		if err != nil && ctx.Err() == nil {
+			d.log.Warn("what nothing refers to any more could not all be removed; it is tried again", "err", err)
+		}
+	}
 }
 
 // wait returns when the gateway is to end, and says why where nobody asked for it.

@@ -71,6 +71,7 @@ func (k *keeper) dump(ctx context.Context, r *plugin.Request) {
 	}
 	defer func() { _ = f.Close() }()
 	raw, _ := json.Marshal(map[string]any{"phase": r.Phase(), "plan": r.Plan(), "workspace": r.WorkspacePlan(), "labels": r.Labels(), "image": r.Image(), "held": r.Held(),
+		"key": r.Key(), "pid": os.Getpid(),
 		"span": trace.SpanContextFromContext(ctx).SpanID()})
 	_, _ = f.Write(append(raw, '\n'))
 }
@@ -88,6 +89,13 @@ func (k *keeper) file(r *plugin.Request) string { return filepath.Join(k.dir, "h
 
 func (k *keeper) BeforeCreate(ctx context.Context, r *plugin.Request, s *plugin.Setup) error {
 	k.dump(ctx, r)
+	if gate := r.Labels()["gate"]; gate != "" {
+		f, err := os.OpenFile(gate, os.O_RDONLY, 0) // a FIFO: until somebody opens it for writing
+		if err != nil {
+			return err
+		}
+		_ = f.Close()
+	}
 	s.Hold("file", r.SubjectID(), "")
 	return errors.Join(os.WriteFile(k.file(r), nil, 0o600), s.SetState(1, "state of "+r.SubjectID()))
 }
@@ -213,6 +221,8 @@ func (s *site) until(what string, ok func() bool) {
 	s.t.Helper()
 	limit := time.NewTimer(30 * time.Second)
 	defer limit.Stop()
+	look := time.NewTicker(20 * time.Millisecond) // for what no change of a record tells of
+	defer look.Stop()
 	for {
 		changed := s.d.engine.Changed()
 		if ok() {
@@ -220,6 +230,7 @@ func (s *site) until(what string, ok func() bool) {
 		}
 		select {
 		case <-changed:
+		case <-look.C:
 		case <-limit.C:
 			s.t.Fatalf("it does not come to this: %s", what)
 		}

@@ -44,7 +44,7 @@ func (d *Daemon) Reload(ctx context.Context) (*gatewayv1.ReloadResponse, error) 
 	if cfg == nil {
 		return nil, fault.New(fault.Invalid, "the configuration is wrong, and nothing was changed: %s", f)
 	}
-	before := d.catalog.current()
+	before := d.catalog.current().parts()
 	gen, err := d.build(ctx, cfg, f)
 	if err != nil {
 		return nil, err
@@ -66,39 +66,9 @@ func (d *Daemon) Reload(ctx context.Context) (*gatewayv1.ReloadResponse, error) 
 	if err := d.catalog.collect(ctx); err != nil {
 		d.log.Warn("what nothing refers to any more could not all be removed; the next reload tries again", "err", err)
 	}
-	changes := difference(before.config, cfg)
+	changes := difference(before, gen.parts())
 	d.log.Info("the configuration was reloaded", "generation", gen.ID, "changes", changes)
 	return &gatewayv1.ReloadResponse{Generation: gen.ID, Changes: changes}, nil
-}
-
-// difference says what changed, a line each.
-func difference(before, after *config.Config) []string {
-	binds := func(c *config.Config) map[string]bool {
-		out := map[string]bool{}
-		for _, x := range c.Extensions {
-			out["extension "+x.Name] = true
-		}
-		for _, d := range c.Drivers {
-			out["driver "+d.Name] = true
-			for _, b := range d.Binds {
-				out["bind "+d.Name+"/"+b.Extension] = true
-			}
-		}
-		return out
-	}
-	was, is := binds(before), binds(after)
-	out := []string{}
-	for _, k := range slices.Sorted(maps.Keys(is)) {
-		if !was[k] {
-			out = append(out, k+": added")
-		}
-	}
-	for _, k := range slices.Sorted(maps.Keys(was)) {
-		if !is[k] {
-			out = append(out, k+": removed; where sandboxes refer to it, it is retiring")
-		}
-	}
-	return out
 }
 
 // Extensions implements api.Host.

@@ -83,7 +83,7 @@ type Engine struct {
 	steps      map[string][]*Step // of unfinished operations
 	switches   map[string]Disabled
 	using      map[string]int // how many use a generation at the moment
-	changed    chan struct{} // closed and replaced whenever something is published
+	changed    chan struct{}  // closed and replaced whenever something is published
 	watched    map[string]context.CancelFunc
 	passes     map[string]map[string]bool // bind -> differences that the last reconcile found
 }

@@ -205,6 +205,13 @@ func (h *Handle) suspect(p *process, s *suspect) {
 	}
 }
 
+// Over reports whether the extension serves no more: it was stopped, is about to be, or has failed.
+func (h *Handle) Over() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.state.over()
+}
+
 // Status returns a snapshot.
 func (h *Handle) Status() Status {
 	h.mu.Lock()

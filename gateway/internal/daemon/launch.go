@@ -1,0 +1,228 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sandgate/sandgate/gateway/internal/config"
+	"github.com/sandgate/sandgate/gateway/internal/supervisor"
+	"github.com/sandgate/sandgate/shared/extension"
+	"github.com/sandgate/sandgate/shared/fault"
+)
+
+// running is an extension that runs: one program, one configuration, one set of contracts. Generations in which all
+// of that is the same share it; where anything differs the next one gets a process of its own, so that what began
+// under a generation ends with the process, the configuration and the contracts that it began with.
+type running struct {
+	handle    *supervisor.Handle
+	spec      supervisor.Spec
+	copy      string // the reference of the gateway's own copy; "" where none could be kept, and then it is not shared
+	config    json.RawMessage
+	contracts []extension.Contract
+	users     int // generations; guarded by Daemon.mu
+}
+
+// same reports whether it runs that program in that way. One that has failed for good is shared with nobody: the next
+// configuration begins anew.
+func (r *running) same(spec supervisor.Spec, copy string) bool {
+	// Where the program lies does not matter: its digest says what it is.
+	bare := func(s supervisor.Spec) supervisor.Spec {
+		s.Command, s.Checksum, s.Unpinned, s.Files, s.Copy = "", "", false, nil, ""
+		return s
+	}
+	return r.copy != "" && r.copy == copy && !r.handle.Over() && reflect.DeepEqual(bare(r.spec), bare(spec))
+}
+
+// candidate is an extension of a configuration that is being built: running already for another generation, or new.
+type candidate struct {
+	block  config.Extension
+	spec   supervisor.Spec
+	copy   string
+	handle *supervisor.Handle // speaks for it while contracts are negotiated
+	fresh  bool               // it was launched for this configuration, and serves nobody yet
+	schema extension.ConfigSchema
+
+	config    json.RawMessage
+	contracts []extension.Contract
+}
+
+// launch finds or launches every extension of the generation, side by side. Copies, where given, are run instead of
+// the programs. The candidates are in the order of the configuration; those with findings are left out.
+func (d *Daemon) launch(ctx context.Context, gen *generation, f *config.Findings, copies map[string]string) []*candidate {
+	list := gen.config.Extensions
+	found, errs := make([]*candidate, len(list)), make([]error, len(list))
+	var group errgroup.Group
+	for i, x := range list {
+		group.Go(func() error {
+			found[i], errs[i] = d.candidate(ctx, x, copies)
+			return nil
+		})
+	}
+	_ = group.Wait() // its functions say what is wrong through errs
+	var out []*candidate
+	for i, x := range list {
+		if errs[i] != nil {
+			f.Add(x.Range, "Extension cannot be launched", errs[i].Error())
+			continue
+		}
+		out = append(out, found[i])
+		if m := found[i].handle.Manifest(); m.Name != x.Name {
+			f.Add(x.Range, "Another extension", fmt.Sprintf("%s says that it is the extension %q, version %s. The label of the block has to be that name.", x.Command, m.Name, m.Version))
+		}
+	}
+	return out
+}
+
+func (d *Daemon) candidate(ctx context.Context, x config.Extension, copies map[string]string) (*candidate, error) {
+	c := &candidate{block: x, spec: specOf(x, d.opts.Dev)}
+	if copies != nil {
+		if c.spec.Copy = copies[x.Name]; c.spec.Copy == "" {
+			return nil, fault.New(fault.Unavailable, "no copy of its program was kept")
+		}
+	}
+	ref, err := d.supervisor.Keep(c.spec)
+	if err != nil {
+		d.log.Warn("no copy of the program could be kept for later releases", "extension", x.Name, "err", err)
+	}
+	c.copy = ref
+	if r := d.find(func(r *running) bool { return r.same(c.spec, ref) }); r != nil {
+		c.handle = r.handle
+		return c, nil
+	}
+	c.fresh = true
+	c.handle, err = d.supervisor.Launch(ctx, c.spec)
+	return c, err
+}
+
+// find returns what runs already and fits.
+func (d *Daemon) find(fits func(*running) bool) *running {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i := slices.IndexFunc(d.running, fits); i >= 0 {
+		return d.running[i]
+	}
+	return nil
+}
+
+func specOf(x config.Extension, dev bool) supervisor.Spec {
+	return supervisor.Spec{Name: x.Name, Command: x.Command, Args: x.Args, Checksum: x.Checksum, Unpinned: dev, Interpreter: x.Interpreter,
+		Files: x.Files, Env: x.Env, User: x.User, Group: x.Group,
+		Limits:  supervisor.Limits{Memory: x.Limits.Memory, CPU: x.Limits.CPU, PIDs: x.Limits.PIDs, Files: uint64(x.Limits.Files)},
+		Restart: supervisor.Restart{Budget: x.Restart.Budget, Window: x.Restart.Window}}
+}
+
+// decode reads the configuration of every candidate with its own schema.
+func (d *Daemon) decode(gen *generation, list []*candidate, f *config.Findings) {
+	for _, c := range list {
+		m := c.handle.Manifest()
+		if len(m.ConfigSchema) > 0 {
+			if err := json.Unmarshal(m.ConfigSchema, &c.schema); err != nil {
+				f.Add(c.block.Range, "Unusable schema", fmt.Sprintf("Extension %q %s describes its configuration in a way that cannot be read: %v.", m.Name, m.Version, err))
+				continue
+			}
+		}
+		raw, diags := config.DecodeBody(c.block.Config, c.schema, gen.config.Context(), c.block.Range, fmt.Sprintf("extension %q %s", m.Name, m.Version))
+		f.AddDiagnostics(diags)
+		c.config = raw
+	}
+}
+
+// configure hands every extension its configuration and its contracts, and gives the generation what runs with just
+// those: what was there already, or a process of its own.
+func (d *Daemon) configure(ctx context.Context, gen *generation, list []*candidate, f *config.Findings) {
+	errs := make([]error, len(list))
+	taken := make([]*running, len(list))
+	var group errgroup.Group
+	for i, c := range list {
+		group.Go(func() error {
+			taken[i], errs[i] = d.take(ctx, c)
+			return nil
+		})
+	}
+	_ = group.Wait() // its functions say what is wrong through errs
+	for i, c := range list {
+		if errs[i] == nil {
+			gen.extensions[c.block.Name], gen.copies[c.block.Name] = taken[i], taken[i].copy
+			continue
+		}
+		if said := fault.DiagnosticsOf(errs[i]); fault.Is(errs[i], fault.Invalid) && len(said) > 0 {
+			for _, w := range said {
+				f.Add(config.RangeOf(c.block.Config, c.schema, w.Path, c.block.Range), "Invalid configuration", strings.TrimSpace(w.Path+" "+w.Summary+"\n"+w.Detail))
+			}
+			continue
+		}
+		f.Add(c.block.Range, "Extension cannot be configured", errs[i].Error())
+	}
+}
+
+// take returns what runs for the candidate, counted in. A candidate that fails leaves nothing behind.
+func (d *Daemon) take(ctx context.Context, c *candidate) (_ *running, err error) {
+	if !c.fresh {
+		if r := d.share(c); r != nil {
+			return r, nil
+		}
+		if c.handle, err = d.supervisor.Launch(ctx, c.spec); err != nil {
+			return nil, err
+		}
+		c.fresh = true
+	}
+	if err := c.handle.Configure(ctx, c.config, c.contracts); err != nil {
+		return nil, err
+	}
+	r := &running{handle: c.handle, spec: c.spec, copy: c.copy, config: c.config, contracts: c.contracts, users: 1}
+	c.fresh = false // from here on it is the generation's
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.running = append(d.running, r)
+	return r, nil
+}
+
+// share counts a further generation in on what runs with the same program, configuration and contracts.
+func (d *Daemon) share(c *candidate) *running {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range d.running {
+		if r.same(c.spec, c.copy) && string(r.config) == string(c.config) && reflect.DeepEqual(r.contracts, c.contracts) {
+			r.users++
+			return r
+		}
+	}
+	return nil
+}
+
+// discard ends what was launched for a configuration that is not used after all.
+func discard(list []*candidate) error {
+	var errs []error
+	for _, c := range list {
+		if c.fresh {
+			errs = append(errs, c.handle.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// retire ends those extensions of a generation that no other one shares.
+func (d *Daemon) retire(gen *generation) error {
+	d.mu.Lock()
+	var last []*running
+	for _, r := range gen.extensions {
+		if r.users--; r.users == 0 {
+			last = append(last, r)
+		}
+	}
+	d.running = slices.DeleteFunc(d.running, func(r *running) bool { return r.users == 0 })
+	clear(gen.extensions) // they are given back once
+	d.mu.Unlock()
+	var errs []error
+	for _, r := range last {
+		errs = append(errs, r.handle.Close())
+	}
+	return errors.Join(errs...)
+}
