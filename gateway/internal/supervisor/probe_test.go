@@ -170,6 +170,7 @@ func (p *probe) act(ctx context.Context, req *extensionv1.PhaseRequest) (string,
 		os.Exit(n)
 	case "freeze":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		select {} // another thread may have been stopped before this one
 	case "hang": // until it is cancelled
 		<-ctx.Done()
 		return "", ctx.Err()
