@@ -24,8 +24,9 @@ proto: ## lint the wire, look for breaking changes, and check that generated cod
 lint: ## gofmt, vet and golangci-lint (built on demand)
 	scripts/lint.sh
 
-bench: ## the journal's and the plan's benchmarks
-	go test -run '^$$' -bench . ./gateway/internal/journal ./shared/plan
+bench: ## what the gateway itself costs, beside what is wanted; BENCH_JSON=file writes the rows there too
+	go test -c -o bin/bench.test ./gateway/internal/bench
+	bin/bench.test -report
 
 check: ## sizes: files over 500 lines, functions over 60
 	go test -run TestSizes -v . | grep -v '^---\|^===\|^PASS\|^ok'

@@ -36,6 +36,8 @@ var rules = []struct {
 	{"gateway/internal/telemetry", []string{"shared", "gateway/internal/journal", "gateway/internal/pipeline"}},
 	{"gateway/internal/engine", []string{"shared", "gateway/internal/journal", "gateway/internal/pipeline"}},
 	{"gateway/internal/supervisor", []string{"shared", "plugin", "gateway/internal/pipeline"}},
+	{"gateway/internal/bench/noop", []string{"plugin"}},
+	{"gateway/internal/bench", nil},
 	{"gateway/internal/api", []string{"shared", "gateway/internal/engine", "gateway/internal/pipeline"}},
 	{"gateway/internal/daemon", []string{"shared", "drivers", "gateway/internal"}},
 	{"gateway/internal/cli", []string{"shared", "gateway/internal/daemon", "gateway/internal/config"}},
