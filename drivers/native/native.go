@@ -7,17 +7,17 @@ package native
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -45,10 +45,19 @@ type Driver struct {
 	cfg   Config
 	about *driver.Description
 	host  abilities
+	ones  keyed // one mutating call for a sandbox at a time
 
-	mu   sync.Mutex // held while the addresses of a workspace are compared
-	ones keyed      // one mutating call for a sandbox at a time
+	mu     sync.Mutex
+	claims map[claim]string // addresses of sandboxes that are being started, by id of the sandbox
 }
+
+// claim is an address in a workspace.
+type claim struct{ workspace, address string }
+
+var _ interface {
+	driver.Driver
+	driver.Logger
+} = (*Driver)(nil)
 
 // Open opens the driver on its directory.
 func Open(cfg Config) (*Driver, error) {
@@ -64,22 +73,43 @@ func Open(cfg Config) (*Driver, error) {
 	if len(cfg.Shim) == 0 {
 		return nil, fault.New(fault.Internal, "the native driver needs a shim")
 	}
-	d := &Driver{cfg: cfg}
-	if err := os.MkdirAll(d.sandboxes(), 0o711); err != nil {
+	d := &Driver{cfg: cfg, claims: map[claim]string{}}
+	// Closed to everybody else: what a sandbox leaves in its work directory may be a program with the set-user-id bit.
+	if err := errors.Join(os.MkdirAll(d.sandboxes(), 0o700), os.Chmod(d.sandboxes(), 0o700)); err != nil {
 		return nil, fmt.Errorf("open the native driver: %w", err)
 	}
 	instance, err := d.instance()
 	if err != nil {
 		return nil, err
 	}
-	d.host = probe()
+	if d.cfg.Hide, err = realPaths(append([]string{cfg.Dir}, cfg.Hide...)); err != nil {
+		return nil, err
+	}
+	if err := d.sweep(); err != nil {
+		return nil, err
+	}
+	if d.host, err = probe(cfg.Shim); err != nil {
+		return nil, err
+	}
 	d.about = describe(instance, d.host)
 	return d, nil
 }
 
-func (d *Driver) sandboxes() string { return filepath.Join(d.cfg.Dir, "sandboxes") }
-
-func (d *Driver) dir(id string) string { return filepath.Join(d.sandboxes(), id) }
+// realPaths resolves symbolic links: a directory is hidden where it is. One that is not there yet stays as it is.
+func realPaths(dirs []string) ([]string, error) {
+	out := make([]string, len(dirs))
+	for i, dir := range dirs {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			return nil, fmt.Errorf("hide %s: %w", dir, err)
+		}
+		out[i] = abs
+		if real, err := filepath.EvalSymlinks(abs); err == nil {
+			out[i] = real
+		}
+	}
+	return out, nil
+}
 
 // instance reads the name of this data directory, or gives it one.
 func (d *Driver) instance() (string, error) {
@@ -87,7 +117,7 @@ func (d *Driver) instance() (string, error) {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		raw = []byte(randomName())
-		err = writeFile(path, raw, 0o644)
+		err = replaceFile(path, raw, 0o644, true)
 	}
 	if err != nil {
 		return "", fmt.Errorf("open the native driver: %w", err)
@@ -107,92 +137,75 @@ func (d *Driver) Describe(context.Context) (*driver.Description, error) { return
 // Close implements driver.Driver.
 func (d *Driver) Close() error { return nil }
 
-// meta is what the driver knows of a sandbox: the marks, and what is to be found again. It holds no secret.
-type meta struct {
-	Identity  sandbox.Identity `json:"identity"`
-	Operation string           `json:"operation"`
-	Run       int              `json:"run"`
-	Stopped   int              `json:"stopped,omitempty"` // the run that Stop ended
-	BootID    string           `json:"boot_id"`
-	Address   string           `json:"address,omitempty"`
-	Bridge    string           `json:"bridge,omitempty"`
-	Since     time.Time        `json:"since"`
-}
-
-const (
-	metaFile  = "meta.json"  // by the driver
-	lockFile  = "lock"       // held by the shim
-	shimFile  = "shim.json"  // by the shim, before it starts anything
-	readyFile = "ready.json" // by the shim, when the command was executed
-	exitFile  = "exit.json"  // by the shim, when the command has ended
-	logFile   = "log"
-	workDir   = "work"
-	rootDir   = "root"
-)
-
-func (d *Driver) load(id string) (*meta, error) {
-	if sandbox.CheckID("id", id) != nil {
-		return nil, fault.New(fault.NotFound, "there is no sandbox %q", id)
-	}
-	m := &meta{}
-	err := readJSON(filepath.Join(d.dir(id), metaFile), m)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "there is no sandbox %q", id)
-	}
-	return m, err
-}
-
-func (d *Driver) save(m *meta) error {
-	return writeJSON(filepath.Join(d.dir(m.Identity.ID), metaFile), m)
-}
-
 // Create implements driver.Driver.
 func (d *Driver) Create(ctx context.Context, r *driver.CreateRequest) error {
-	defer d.ones.lock(r.Identity.ID)()
+	unlock, err := d.ones.lock(ctx, r.Identity.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	m, err := d.load(r.Identity.ID)
 	switch {
-	case err == nil && (m.Operation != r.Operation || m.Identity != r.Identity):
-		return fault.New(fault.AlreadyExists, "there is a sandbox %q of another operation", r.Identity.ID)
-	case err != nil && !fault.Is(err, fault.NotFound):
-		return err
+	case fault.Is(err, fault.NotFound):
+		return d.createNew(ctx, r)
 	case err != nil:
-		if m, err = d.make(r); err != nil {
-			return err
-		}
+		return err
+	case m.Operation != r.Operation || m.Identity != r.Identity:
+		return fault.New(fault.AlreadyExists, "there is a sandbox %q of another operation", r.Identity.ID)
 	}
-	if st, err := d.status(m); err == nil && (st.State == driver.Ready || st.State == driver.Exited) {
-		return nil
+	if st, err := d.status(m); err != nil || st.State == driver.Ready || st.State == driver.Exited {
+		return err
 	}
-	return d.launch(ctx, m, r.Plan, r.Workspace, r.Token)
+	return d.begin(ctx, m, (*driver.StartRequest)(r))
 }
 
-// make makes the directory with its marks.
-func (d *Driver) make(r *driver.CreateRequest) (*meta, error) {
-	boot, err := d.cfg.BootID()
+// createNew makes the directory and starts the sandbox, while the directory's entry becomes durable.
+func (d *Driver) createNew(ctx context.Context, r *driver.CreateRequest) error {
+	m := &meta{Identity: r.Identity, Operation: r.Operation, Run: r.Run, Since: time.Now()}
+	unclaim, err := d.place(m, r.Plan, r.Workspace)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	m := &meta{Identity: r.Identity, Operation: r.Operation, Run: r.Run, BootID: boot, Since: time.Now()}
-	if err := d.place(m, r.Plan, r.Workspace); err != nil {
-		return nil, err
+	defer unclaim()
+	if m.BootID, err = d.cfg.BootID(); err != nil {
+		return err
 	}
-	// What exists without marks is a directory that was begun and never marked: nothing in it was ever used.
-	tmp := d.dir(r.Identity.ID) + ".new"
-	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(filepath.Join(tmp, workDir), 0o755), os.MkdirAll(filepath.Join(tmp, rootDir), 0o755)); err != nil {
-		return nil, classify(err, "make the sandbox's directory")
+	if err := d.make(m); err != nil {
+		return err
 	}
-	if err := writeJSON(filepath.Join(tmp, metaFile), m); err != nil {
-		return nil, classify(err, "mark the sandbox's directory")
+	synced := make(chan error, 1)
+	go func() { synced <- errors.Join(syncDir(d.dir(m.Identity.ID)), syncDir(d.sandboxes())) }()
+	err = d.launch(ctx, m, (*driver.StartRequest)(r))
+	return errors.Join(err, classify(<-synced, "make the sandbox's directory"))
+}
+
+// make makes the directory: under another name at first, so that there is none without its marks.
+func (d *Driver) make(m *meta) error {
+	to := d.dir(m.Identity.ID)
+	if _, err := os.Lstat(to); err == nil {
+		return fault.New(fault.AlreadyExists, "%s is in the way: it bears no marks of a sandbox; move it away", to)
 	}
-	if err := os.Rename(tmp, d.dir(r.Identity.ID)); err != nil {
-		return nil, classify(err, "make the sandbox's directory")
+	tmp := d.dir(makingPrefix + m.Identity.ID)
+	err := errors.Join(removeTree(tmp), os.Mkdir(tmp, 0o755), os.Mkdir(filepath.Join(tmp, workDir), 0o755), os.Mkdir(filepath.Join(tmp, rootDir), 0o755))
+	if err == nil {
+		err = writeJSON(filepath.Join(tmp, metaFile), m)
 	}
-	return m, classify(syncDir(d.sandboxes()), "make the sandbox's directory")
+	if err == nil {
+		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	}
+	if err != nil {
+		return errors.Join(classify(err, "make the sandbox's directory"), removeTree(tmp))
+	}
+	return nil
 }
 
 // Start implements driver.Driver.
 func (d *Driver) Start(ctx context.Context, r *driver.StartRequest) error {
-	defer d.ones.lock(r.Identity.ID)()
+	unlock, err := d.ones.lock(ctx, r.Identity.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	m, err := d.load(r.Identity.ID)
 	if err != nil {
 		return err
@@ -210,22 +223,38 @@ func (d *Driver) Start(ctx context.Context, r *driver.StartRequest) error {
 	if m.Run != r.Run && st.State == driver.Ready {
 		return fault.New(fault.FailedPrecondition, "sandbox %q still runs, as run %d", r.Identity.ID, m.Run)
 	}
-	if m.BootID, err = d.cfg.BootID(); err != nil {
+	return d.begin(ctx, m, r)
+}
+
+// begin begins a run in a directory that is there.
+func (d *Driver) begin(ctx context.Context, m *meta, r *driver.StartRequest) error {
+	boot, err := d.cfg.BootID()
+	if err != nil {
 		return err
 	}
-	m.Run, m.Since = r.Run, time.Now()
-	if err := d.place(m, r.Plan, r.Workspace); err != nil {
+	// What an earlier attempt has started is ended first, since nobody knows any more what it was told.
+	if err := errors.Join(d.end(ctx, m, 0), d.release(m)); err != nil {
 		return err
 	}
+	m.BootID, m.Run, m.Since = boot, r.Run, time.Now()
+	unclaim, err := d.place(m, r.Plan, r.Workspace)
+	if err != nil {
+		return err
+	}
+	defer unclaim()
 	if err := d.save(m); err != nil {
-		return classify(err, "mark the new run")
+		return err
 	}
-	return d.launch(ctx, m, r.Plan, r.Workspace, r.Token)
+	return d.launch(ctx, m, r)
 }
 
 // Stop implements driver.Driver.
 func (d *Driver) Stop(ctx context.Context, id sandbox.Identity) error {
-	defer d.ones.lock(id.ID)()
+	unlock, err := d.ones.lock(ctx, id.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	m, err := d.load(id.ID)
 	if fault.Is(err, fault.NotFound) {
 		return nil
@@ -233,44 +262,66 @@ func (d *Driver) Stop(ctx context.Context, id sandbox.Identity) error {
 	if err != nil {
 		return err
 	}
-	if m.Stopped != m.Run {
-		if st, err := d.status(m); err == nil && st.State == driver.Exited {
-			return nil
-		}
+	st, err := d.status(m)
+	if err != nil {
+		return err
+	}
+	if m.Stopped != m.Run && st.State != driver.Exited {
 		m.Stopped = m.Run
 		if err := d.save(m); err != nil {
-			return classify(err, "mark the stop")
+			return err
 		}
 	}
-	return d.end(ctx, m, d.cfg.StopTimeout)
+	return d.finish(ctx, m, st)
+}
+
+// finish ends the run of a sandbox and removes what it had outside of its directory.
+func (d *Driver) finish(ctx context.Context, m *meta, st *driver.Status) error {
+	grace := d.cfg.StopTimeout
+	if st.State != driver.Ready {
+		grace = 0 // there is no command yet that could end in order
+	}
+	if err := d.end(ctx, m, grace); err != nil {
+		return err
+	}
+	return d.release(m)
 }
 
 // Delete implements driver.Driver.
 func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
-	defer d.ones.lock(r.Identity.ID)()
 	if sandbox.CheckID("id", r.Identity.ID) != nil {
 		return nil
 	}
-	m, err := d.load(r.Identity.ID)
-	switch {
-	case fault.Is(err, fault.NotFound):
-		return errors.Join(os.RemoveAll(d.dir(r.Identity.ID)+".new"), os.RemoveAll(d.dir(r.Identity.ID)+".gone"))
-	case err != nil:
+	unlock, err := d.ones.lock(ctx, r.Identity.ID)
+	if err != nil {
 		return err
-	case m.Operation != r.Operation:
+	}
+	defer unlock()
+	gone := d.dir(gonePrefix + r.Identity.ID)
+	if err := errors.Join(removeTree(d.dir(makingPrefix+r.Identity.ID)), removeTree(gone)); err != nil {
+		return classify(err, "remove what was left of the sandbox's directory")
+	}
+	m, err := d.load(r.Identity.ID)
+	if fault.Is(err, fault.NotFound) {
+		return d.release(&meta{Identity: r.Identity, Operation: r.Operation, Bridge: bridgeName(r.Identity.WorkspaceID)})
+	}
+	if err != nil {
+		return err
+	}
+	if m.Operation != r.Operation {
 		return nil // it is not what was asked for
 	}
-	if err := d.end(ctx, m, d.cfg.StopTimeout); err != nil {
+	st, err := d.status(m)
+	if err != nil {
 		return err
 	}
-	if err := d.removeLink(m); err != nil {
+	if err := d.finish(ctx, m, st); err != nil {
 		return err
 	}
-	gone := d.dir(r.Identity.ID) + ".gone"
-	if err := errors.Join(os.RemoveAll(gone), os.Rename(d.dir(r.Identity.ID), gone)); err != nil {
+	if err := os.Rename(d.dir(r.Identity.ID), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return classify(err, "remove the sandbox's directory")
 	}
-	return classify(errors.Join(syncDir(d.sandboxes()), os.RemoveAll(gone)), "remove the sandbox's directory")
+	return classify(errors.Join(syncDir(d.sandboxes()), removeTree(gone)), "remove the sandbox's directory")
 }
 
 // Get implements driver.Driver.
@@ -283,19 +334,15 @@ func (d *Driver) Get(_ context.Context, id sandbox.Identity) (*driver.Status, er
 }
 
 // List implements driver.Driver.
-func (d *Driver) List(context.Context) ([]*driver.Status, error) {
-	entries, err := os.ReadDir(d.sandboxes())
+func (d *Driver) List(ctx context.Context) ([]*driver.Status, error) {
+	metas, err := d.metas()
 	if err != nil {
-		return nil, fmt.Errorf("list sandboxes: %w", err)
+		return nil, err
 	}
 	var out []*driver.Status
-	for _, e := range entries {
-		m, err := d.load(e.Name())
-		if fault.Is(err, fault.NotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
+	for _, m := range metas {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
 		st, err := d.status(m)
 		if err != nil {
@@ -306,110 +353,57 @@ func (d *Driver) List(context.Context) ([]*driver.Status, error) {
 	return out, nil
 }
 
-// exited is what the shim writes when the command has ended.
-type exited struct {
-	Run  int       `json:"run"`
-	Code int       `json:"code"`
-	Text string    `json:"text,omitempty"`
-	When time.Time `json:"when"`
-}
-
-// begun is what the shim writes of itself.
-type begun struct {
-	Run   int    `json:"run"`
-	PID   int    `json:"pid"`
-	Start uint64 `json:"start"` // clock ticks after boot: with the pid it names the process
-}
-
-// status says what a sandbox is, from what its directory shows.
-func (d *Driver) status(m *meta) (*driver.Status, error) {
-	st := &driver.Status{Identity: m.Identity, Operation: m.Operation, Run: m.Run, Since: m.Since, State: driver.Provisioning,
-		Objects: []driver.RealObject{{Kind: "directory", Name: d.dir(m.Identity.ID)}}}
-	if m.Address != "" {
-		st.Addresses = []string{strings.Split(m.Address, "/")[0]}
-	}
-	alive, err := locked(filepath.Join(d.dir(m.Identity.ID), lockFile))
-	if err != nil {
-		return nil, err
-	}
-	var ready, shim begun
-	var end exited
-	has := func(name string, v any) bool { return readJSON(filepath.Join(d.dir(m.Identity.ID), name), v) == nil }
-	switch {
-	case alive:
-		if has(readyFile, &ready) && ready.Run == m.Run {
-			st.State = driver.Ready
-			st.Objects = append(st.Objects, driver.RealObject{Kind: "process", Name: fmt.Sprint(ready.PID)})
-			if m.Bridge != "" {
-				st.Objects = append(st.Objects, driver.RealObject{Kind: "link", Name: linkName(m.Identity.ID)})
-			}
-		}
-	case has(exitFile, &end) && end.Run == m.Run:
-		st.State, st.Reason, st.Message, st.ExitCode, st.Since = driver.Exited, "Exited", fmt.Sprintf("the command ended with %d", end.Code), &end.Code, end.When
-		if end.Text != "" {
-			st.Message = end.Text
-		}
-		if m.Stopped == m.Run {
-			st.State = driver.Stopped
-		}
-	case m.Stopped == m.Run:
-		st.State = driver.Stopped
-	case has(shimFile, &shim) && shim.Run == m.Run:
-		killed := 137
-		st.State, st.Reason, st.Message, st.ExitCode = driver.Exited, "ShimKilled", "the process that held it was killed, and the sandbox with it", &killed
-		if boot, err := d.cfg.BootID(); err == nil && boot != m.BootID {
-			st.State, st.Reason, st.Message, st.ExitCode = driver.Lost, "HostRestarted", "the host was restarted", nil
-		}
-	}
-	return st, nil
-}
-
-var _ interface {
-	driver.Driver
-	driver.Logger
-} = (*Driver)(nil)
-
-// place finds the network of the sandbox in the plans, and compares its address with those of its neighbours.
-func (d *Driver) place(m *meta, p, ws *plan.Plan) error {
-	address := processOf(p).Network.Address
+// place finds the network of the sandbox in the plans and claims its address until unclaim is called; from then on
+// the run that was started has it.
+func (d *Driver) place(m *meta, p, ws *plan.Plan) (unclaim func(), err error) {
 	m.Address, m.Bridge = "", ""
-	if address == "" {
-		return nil
+	address, subnet := processOf(p).Network.Address, networkOf(ws).Subnet
+	switch {
+	case address == "":
+		return func() {}, nil
+	case !d.host.network:
+		return nil, fault.New(fault.FailedPrecondition, "this host gives sandboxes no network: %s", d.about.Missing["network.address"])
+	case subnet == "":
+		return nil, fault.New(fault.FailedPrecondition, "the address %s needs a workspace with a network, and workspace %q has none", address, m.Identity.Workspace)
 	}
-	if !d.host.network {
-		return fault.New(fault.FailedPrecondition, "this host gives sandboxes no network: %s", d.about.Missing["network.address"])
-	}
-	if networkOf(ws).Subnet == "" {
-		return fault.New(fault.FailedPrecondition, "the address %s needs a workspace with a network, and workspace %q has none", address, m.Identity.Workspace)
-	}
-	address, err := addressIn(address, networkOf(ws).Subnet)
-	if err != nil {
-		return err
+	if address, err = addressIn(address, subnet); err != nil {
+		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	all, err := d.List(context.Background())
-	if err != nil {
-		return err
+	c := claim{m.Identity.WorkspaceID, address}
+	taken := d.claims[c] != ""
+	if !taken {
+		if taken, err = d.inUse(m.Identity, address); err != nil {
+			return nil, err
+		}
 	}
-	taken := slices.ContainsFunc(all, func(st *driver.Status) bool {
-		return st.Identity.ID != m.Identity.ID && st.Identity.WorkspaceID == m.Identity.WorkspaceID && st.State != driver.Stopped &&
-			slices.Contains(st.Addresses, strings.Split(address, "/")[0])
-	})
 	if taken {
-		return fault.New(fault.Conflict, "the address %s is another sandbox's of workspace %q", address, m.Identity.Workspace)
+		return nil, fault.New(fault.Conflict, "the address %s is another sandbox's of workspace %q", address, m.Identity.Workspace)
 	}
+	d.claims[c] = m.Identity.ID
 	m.Address, m.Bridge = address, bridgeName(m.Identity.WorkspaceID)
-	return nil
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.claims, c)
+	}, nil
 }
 
-func readJSON(path string, v any) error {
-	raw, err := os.ReadFile(path)
+// inUse reports whether another sandbox of the workspace runs, or is being started, with the address.
+func (d *Driver) inUse(id sandbox.Identity, address string) (bool, error) {
+	metas, err := d.metas()
 	if err != nil {
-		return err
+		return false, err
 	}
-	if err := json.Unmarshal(raw, v); err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+	for _, m := range metas {
+		if m.Identity.ID == id.ID || m.Identity.WorkspaceID != id.WorkspaceID || m.Address != address {
+			continue
+		}
+		st, err := d.status(m)
+		if err != nil || st.State == driver.Ready || st.State == driver.Provisioning {
+			return true, err
+		}
 	}
-	return nil
+	return false, nil
 }

@@ -1,11 +1,13 @@
 package native
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -22,6 +25,9 @@ import (
 // A workspace's network is a bridge without an address: sandboxes reach each other across it, and nothing else,
 // neither the host nor another workspace. A sandbox has one end of a pair of links, whose other end is on the bridge
 // and bears the marks as its alias.
+//
+// The kernel takes an alias only of a link that is there already. So that there is no moment without a mark, a link's
+// hardware address, which comes with the link, is derived from the alias that it is going to have.
 
 func short(prefix, id string) string {
 	sum := sha256.Sum256([]byte(id))
@@ -59,33 +65,55 @@ func (d *Driver) EnsureWorkspace(_ context.Context, r *driver.WorkspaceRequest) 
 func makeBridge(name, alias string) error {
 	link, err := netlink.LinkByName(name)
 	switch {
-	case err == nil && link.Attrs().Alias != alias:
+	case err == nil && !bears(link, alias):
 		return fault.New(fault.Conflict, "there is a link %s that is not this workspace's: its alias is %q", name, link.Attrs().Alias)
 	case err != nil && !notFound(err):
 		return fmt.Errorf("look for the bridge %s: %w", name, err)
 	case err != nil:
-		// The alias is set by the call that makes it: there is no bridge without its mark.
-		b := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, Alias: alias}}
-		if err := netlink.LinkAdd(b); err != nil {
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attributes(name, alias)}); err != nil {
 			return fmt.Errorf("make the bridge %s: %w", name, err)
 		}
-		if link, err = netlink.LinkByName(name); err != nil {
-			return fmt.Errorf("make the bridge %s: %w", name, err)
-		}
-		if link.Attrs().Alias != alias {
-			if err := netlink.LinkSetAlias(link, alias); err != nil {
-				return fmt.Errorf("mark the bridge %s: %w", name, err)
-			}
+	}
+	if err := dress(name, alias); err != nil {
+		return fmt.Errorf("make the bridge %s: %w", name, err)
+	}
+	return nil
+}
+
+func attributes(name, alias string) netlink.LinkAttrs {
+	a := netlink.NewLinkAttrs()
+	a.Name, a.HardwareAddr = name, hardware(alias)
+	return a
+}
+
+// hardware derives a link's address, of the locally administered ones, from its alias.
+func hardware(alias string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(alias))
+	return append(net.HardwareAddr{sum[0]&^1 | 2}, sum[1:6]...)
+}
+
+// bears reports whether a link has the marks.
+func bears(l netlink.Link, alias string) bool {
+	a := l.Attrs()
+	return a.Alias == alias || a.Alias == "" && bytes.Equal(a.HardwareAddr, hardware(alias))
+}
+
+// dress completes a link of ours on the host: its alias, no address of its own, up.
+func dress(name, alias string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if link.Attrs().Alias != alias {
+		if err := netlink.LinkSetAlias(link, alias); err != nil {
+			return fmt.Errorf("mark it: %w", err)
 		}
 	}
 	// The host is no member of the network: without this it would have a link-local address there.
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("keep the host off the bridge %s: %w", name, err)
+		return fmt.Errorf("keep the host off it: %w", err)
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("make the bridge %s: %w", name, err)
-	}
-	return nil
+	return netlink.LinkSetUp(link)
 }
 
 func notFound(err error) bool {
@@ -109,10 +137,10 @@ func removeMarked(name, alias string) error {
 		return nil
 	case err != nil:
 		return fmt.Errorf("look for the link %s: %w", name, err)
-	case link.Attrs().Alias != alias:
+	case !bears(link, alias):
 		return nil
 	}
-	if err := netlink.LinkDel(link); err != nil && !strings.Contains(err.Error(), "no such device") {
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove the link %s: %w", name, err)
 	}
 	return nil
@@ -120,10 +148,19 @@ func removeMarked(name, alias string) error {
 
 // removeLink removes the host's end of a sandbox's link, where its namespace did not take it along.
 func (d *Driver) removeLink(m *meta) error {
-	if m.Bridge == "" {
+	if m.Bridge == "" || !d.host.network {
 		return nil
 	}
 	return removeMarked(linkName(m.Identity.ID), marks(m.Identity.ID, m.Operation))
+}
+
+// linkInTheWay returns an error when the name of a sandbox's link is taken by one that is not the sandbox's.
+func (d *Driver) linkInTheWay(id string) error {
+	link, err := netlink.LinkByName(linkName(id))
+	if err != nil || strings.HasPrefix(link.Attrs().Alias, marks(id, "")) {
+		return nil // Create looks again
+	}
+	return fault.New(fault.Conflict, "there is a link %s that is not this sandbox's: its alias is %q", link.Attrs().Name, link.Attrs().Alias)
 }
 
 // connect joins a process, in a network namespace of its own, to a bridge.
@@ -136,24 +173,16 @@ func connect(id, bridge, address, alias string, pid int) error {
 	if err := removeMarked(name, alias); err != nil { // of a run whose end took no time to clean up
 		return err
 	}
-	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, Alias: alias, MasterIndex: br.Attrs().Index},
-		PeerName: "eth0", PeerNamespace: netlink.NsPid(pid)}
-	if err := netlink.LinkAdd(pair); err != nil {
-		return fmt.Errorf("connect to the workspace's network: %w", err)
+	attrs := attributes(name, alias)
+	attrs.MasterIndex = br.Attrs().Index
+	err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(pid)})
+	if errors.Is(err, unix.EEXIST) {
+		return fault.New(fault.Conflict, "there is a link %s that is not this sandbox's", name)
 	}
-	host, err := netlink.LinkByName(name)
+	if err == nil {
+		err = dress(name, alias)
+	}
 	if err != nil {
-		return fmt.Errorf("connect to the workspace's network: %w", err)
-	}
-	if host.Attrs().Alias != alias {
-		if err := netlink.LinkSetAlias(host, alias); err != nil {
-			return fmt.Errorf("mark the link: %w", err)
-		}
-	}
-	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("keep the host off the link: %w", err)
-	}
-	if err := netlink.LinkSetUp(host); err != nil {
 		return fmt.Errorf("connect to the workspace's network: %w", err)
 	}
 	return inNamespace(pid, func(h *netlink.Handle) error {
@@ -165,6 +194,7 @@ func connect(id, bridge, address, alias string, pid int) error {
 		if err != nil {
 			return err
 		}
+		addr.Flags = unix.IFA_F_NODAD // nobody else has it, and it is used at once
 		return errors.Join(h.AddrAdd(eth, addr), h.LinkSetUp(eth))
 	})
 }

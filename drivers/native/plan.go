@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -25,6 +26,10 @@ const (
 	mainProcess = "main"
 	workspace   = "workspace"
 )
+
+// defaultPIDs is how many processes a sandbox may have where nobody says. A sandbox that makes them without end would
+// take the host along.
+const defaultPIDs = 4096
 
 const processSchema = `types:
 - name: Process
@@ -202,12 +207,16 @@ func (d *Driver) Layers(_ context.Context, r *driver.Request) ([]plan.Layer, err
 	if l := resources(r.Spec.Resources); len(l) > 0 {
 		request["limits"] = l
 	}
+	defaults := map[string]any{"hostname": id.Name, "directory": "/work",
+		"environment": map[string]any{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/work"}}
+	if d.host.cgroups {
+		defaults["limits"] = map[string]any{"pids": int64(defaultPIDs)}
+	}
 	return []plan.Layer{
 		{Owner: plan.OwnerGateway, Objects: object(map[string]any{"environment": map[string]any{
 			"SANDGATE_SANDBOX_ID": id.ID, "SANDGATE_SANDBOX_NAME": id.Name, "SANDGATE_WORKSPACE": id.Workspace}})},
 		{Owner: plan.OwnerRequest, Objects: object(request)},
-		{Owner: plan.OwnerDriver, Objects: object(map[string]any{"hostname": id.Name, "directory": "/work",
-			"environment": map[string]any{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/work"}})},
+		{Owner: plan.OwnerDriver, Objects: object(defaults)},
 	}, nil
 }
 
@@ -275,6 +284,16 @@ func (d *Driver) Resolve(_ context.Context, r *driver.ResolveRequest) error {
 	if l := p.Limits; !d.host.cgroups && (l.Memory > 0 || l.PIDs > 0 || l.MilliCPU > 0) {
 		return fault.New(fault.FailedPrecondition, "limits cannot be kept on this host: %s", d.about.Missing["limits"])
 	}
+	if _, err := os.Lstat(d.dir(r.Identity.ID)); err == nil {
+		if m, err := d.load(r.Identity.ID); err != nil || m.Identity != r.Identity {
+			return fault.New(fault.Conflict, "%s is in the way: it bears no marks of this sandbox", d.dir(r.Identity.ID))
+		}
+	}
+	if d.host.network && networkOf(r.Workspace).Subnet != "" {
+		if err := d.linkInTheWay(r.Identity.ID); err != nil {
+			return err
+		}
+	}
 	if a := p.Network.Address; a != "" {
 		if _, err := addressIn(a, networkOf(r.Workspace).Subnet); err != nil {
 			return err
@@ -312,12 +331,18 @@ func (m mount) check() error {
 		return fault.New(fault.Invalid, "a Mount of type %q: it is bind or tmpfs", m.Type)
 	case !filepath.IsAbs(m.Target) || m.Target != filepath.Clean(m.Target) || m.Target == "/":
 		return fault.New(fault.Invalid, "a Mount at %q: its target is an absolute path below the root", m.Target)
-	case slices.Contains([]string{"/proc", "/dev", "/sys"}, m.Target):
+	case slices.ContainsFunc([]string{"/proc", "/dev", "/sys"}, func(dir string) bool { return inside(m.Target, dir) }):
 		return fault.New(fault.Invalid, "a Mount at %q, which is the driver's", m.Target)
 	case m.Type != "tmpfs" && (!filepath.IsAbs(m.Source) || m.Source != filepath.Clean(m.Source)):
 		return fault.New(fault.Invalid, "a Mount of %q: its source is an absolute path", m.Source)
 	}
 	return nil
+}
+
+// inside reports whether path is dir or below it.
+func inside(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 // root returns the directory that an image means.

@@ -5,9 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
@@ -30,7 +28,7 @@ func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 	defer func() { _ = in.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = in.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	w := &watcher{d: d, fd: fd, fn: fn, dirs: map[int32]string{}, seen: map[string]*driver.Status{}}
+	w := &watcher{ctx: ctx, d: d, fd: fd, fn: fn, dirs: map[int32]string{}, seen: map[string]*driver.Status{}}
 	if _, err := unix.InotifyAddWatch(fd, d.sandboxes(), unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_CREATE|unix.IN_DELETE); err != nil {
 		return fmt.Errorf("watch sandboxes: %w", err)
 	}
@@ -44,6 +42,7 @@ func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 }
 
 type watcher struct {
+	ctx  context.Context
 	d    *Driver
 	fd   int
 	fn   func(driver.Event) error
@@ -67,14 +66,17 @@ func (w *watcher) all() error {
 
 // look tells what changed about one sandbox.
 func (w *watcher) look(id string) error {
-	if strings.HasSuffix(id, ".new") || strings.HasSuffix(id, ".gone") {
-		return nil
+	if sandbox.CheckID("id", id) != nil {
+		return nil // being made or removed
 	}
-	wd, err := unix.InotifyAddWatch(w.fd, w.d.dir(id), unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE)
-	if err == nil {
+	wd, err := unix.InotifyAddWatch(w.fd, w.d.dir(id), unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE|unix.IN_ONLYDIR)
+	switch {
+	case err == nil:
 		w.dirs[int32(wd)] = id
+	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR):
+		return classify(fmt.Errorf("%w; the host's limit is fs.inotify.max_user_watches", err), "watch sandbox "+id)
 	}
-	st, err := w.d.Get(context.Background(), sandbox.Identity{ID: id})
+	m, err := w.d.load(id)
 	old := w.seen[id]
 	switch {
 	case fault.Is(err, fault.NotFound) && old != nil:
@@ -84,11 +86,41 @@ func (w *watcher) look(id string) error {
 		return nil
 	case err != nil:
 		return err
-	case reflect.DeepEqual(old, st):
+	}
+	st, err := w.d.status(m)
+	if err != nil {
+		return err
+	}
+	if err := w.await(m); err != nil {
+		return err
+	}
+	if reflect.DeepEqual(old, st) {
 		return nil
 	}
 	w.seen[id] = st
 	return w.fn(driver.Event{Status: st})
+}
+
+// await arranges for another look at a sandbox whose shim was killed and that has not ended yet. Its lock is free
+// already, so nothing more would show in its directory.
+func (w *watcher) await(m *meta) error {
+	lock := w.d.file(m.Identity.ID, lockFile)
+	if held, err := locked(lock); held || err != nil {
+		return err
+	}
+	h, err := w.d.orphan(m)
+	if h == nil || err != nil {
+		return err
+	}
+	go func() {
+		defer func() { _ = h.close() }()
+		if h.wait(w.ctx) == nil {
+			if f, err := os.OpenFile(lock, os.O_WRONLY, 0); err == nil { // closing it is an event
+				_ = f.Close()
+			}
+		}
+	}()
+	return nil
 }
 
 func (w *watcher) follow(ctx context.Context, in *os.File) error {
@@ -124,37 +156,4 @@ func (w *watcher) event(wd int32, mask uint32, name string) error {
 		return w.look(id)
 	}
 	return w.look(name)
-}
-
-// Logs implements driver.Logger.
-func (d *Driver) Logs(ctx context.Context, id sandbox.Identity, follow bool, out io.Writer) error {
-	m, err := d.load(id.ID)
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(filepath.Join(d.dir(id.ID), logFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open the log: %w", err)
-	}
-	defer func() { _ = f.Close() }()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		st, err := d.status(m)
-		running := err == nil && (st.State == driver.Ready || st.State == driver.Provisioning)
-		if _, err := io.Copy(out, f); err != nil {
-			return err
-		}
-		if !follow || !running {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
 }
