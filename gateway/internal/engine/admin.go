@@ -75,6 +75,9 @@ func (e *Engine) AbandonRelease(ctx context.Context, subject, extension, reason,
 			Actor: actor, Outcome: "abandoned", Text: fmt.Sprintf("the release was abandoned after %d attempts: %s", r.Attempts, reason)})
 		done := Step{Operation: r.Operation, Seq: r.Seq, Phase: r.Phase, Extension: extension, Cause: r.Cause, State: StepLeftOut,
 			Attempt: r.Attempts, Error: r.Error, Started: r.Since, Note: "abandoned by an operator: " + reason}
+		if r.Phase == phase.AfterStop {
+			done.Run = r.Run
+		}
 		tx.put(done.record(), func() { e.showStep(&done) })
 	}
 	rec.Releases = nil

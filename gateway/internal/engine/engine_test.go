@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sandgate/sandgate/gateway/internal/journal"
+	"github.com/sandgate/sandgate/shared/driver/drivertest"
 	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
@@ -34,7 +35,7 @@ func TestPhaseOrder(t *testing.T) {
 		}
 		if diff := cmp.Diff([]string{"ensure_workspace a", "ensure_workspace b", "prepare_plan a create", "prepare_plan b create",
 			"before_create a create", "before_create b create", "before_start a create", "before_start b create",
-			"after_create a create", "after_create b create", "after_ready a", "after_ready b"}, got[2:]); diff != "" {
+			"after_create a create", "after_create b create", "after_ready a create", "after_ready b create"}, got[2:]); diff != "" {
 			t.Errorf("create (-want +got):\n%s", diff)
 		}
 		if sb := r.get(id.ID); sb.State != sandbox.Ready {
@@ -43,7 +44,7 @@ func TestPhaseOrder(t *testing.T) {
 		r.must(r.wait(r.engine.StopSandbox(id.ID, sandbox.Origin{})))
 		check("stop", "before_stop b", "before_stop a", "after_stop b stopped", "after_stop a stopped")
 		r.must(r.wait(r.engine.StartSandbox(id.ID, sandbox.Origin{})))
-		check("start", "before_start a start", "before_start b start", "after_ready a", "after_ready b")
+		check("start", "before_start a start", "before_start b start", "after_ready a start", "after_ready b start")
 		r.must(r.wait(r.engine.DeleteSandbox(id.ID, sandbox.Origin{})))
 		check("delete", "before_stop b", "before_stop a", "before_delete b", "before_delete a",
 			"after_stop b deleted", "after_stop a deleted", "after_delete b", "after_delete a")
@@ -70,7 +71,7 @@ func TestScenario02DenialReleasesThoseThatStarted(t *testing.T) {
 		if _, err := r.create("one"); err == nil {
 			t.Error("b does not deny any more")
 		}
-		if n := r.world.Calls("create"); n != 0 {
+		if n := r.world.Calls(drivertest.CallCreate); n != 0 {
 			t.Errorf("the driver was called %d times", n)
 		}
 	})
@@ -82,7 +83,7 @@ func TestScenario04FailOpenGoesOnWithout(t *testing.T) {
 		id, err := r.create("one")
 		r.must(err)
 		for _, l := range r.log.take() {
-			if l == "before_start a create" || l == "after_create a create" || l == "after_ready a" {
+			if l == "before_start a create" || l == "after_create a create" || l == "after_ready a create" {
 				t.Errorf("a was called after its failure: %s", l)
 			}
 		}
@@ -222,6 +223,56 @@ func crashAt(r *rig, before bool, n int) bool {
 	}
 	r.nothingHeld()
 	return false
+}
+
+// A restore that is refused at first, with a crash at each of its commits: the lost run is released once, the new one
+// once for each time that it began, and in the end it runs.
+func TestCrashAtEveryCommitOfARestore(t *testing.T) {
+	for n, more := 1, true; more; n++ {
+		bubble(t, rigOptions{}, []string{"a", "b"}, func(t *testing.T, r *rig) {
+			id, err := r.create("one")
+			r.must(err)
+			r.log.take()
+			r.exts[1].on(phase.BeforeStart, deny("not now"))
+			count, crashed := 0, make(chan struct{})
+			r.journal.Hook(nil, func([]journal.Write) {
+				if count++; count == n {
+					close(crashed)
+					<-r.engine.ctx.Done()
+				}
+			})
+			r.world.Lose(id.ID)
+			synctest.Wait()
+			select {
+			case <-crashed:
+				r.crash()
+				synctest.Wait()
+			default:
+				r.journal.Hook(nil, nil)
+				more = false
+			}
+			if sb := r.get(id.ID); sb.State != sandbox.Failing || !strings.Contains(sb.Reason, "not now") {
+				t.Errorf("crash at %d: it is %s: %s", n, sb.State, sb.Reason)
+			}
+			r.exts[1].on(phase.BeforeStart, nil)
+			time.Sleep(11 * time.Minute)
+			synctest.Wait()
+			if sb := r.get(id.ID); sb.State != sandbox.Ready || !sb.Run.Active {
+				t.Errorf("crash at %d: in the end it is %s: %s", n, sb.State, sb.Reason)
+			}
+			lost := map[string]bool{}
+			for _, l := range r.log.take() {
+				if strings.HasPrefix(l, "after_stop") {
+					lost[l] = true
+				}
+			}
+			if !lost["after_stop a lost"] || !lost["after_stop b lost"] || !lost["after_stop b before_start_failed"] || !lost["after_stop a before_start_failed"] {
+				t.Errorf("crash at %d: released: %v", n, lost)
+			}
+			r.must(r.wait(r.engine.DeleteSandbox(id.ID, sandbox.Origin{})))
+			r.nothingHeld()
+		})
+	}
 }
 
 func TestReleasesGoOnlyWhereTheyAreDeclared(t *testing.T) {

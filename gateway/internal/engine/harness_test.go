@@ -48,6 +48,13 @@ func (l *callLog) add(format string, args ...any) {
 	l.lines = append(l.lines, fmt.Sprintf(format, args...))
 }
 
+// driven logs a call that the driver gets, where its place in the order matters.
+func (l *callLog) driven(e drivertest.Entry) {
+	if e.Verb == drivertest.Called && (e.Call == drivertest.CallResolve || slices.Contains(drivertest.Effects(), e.Call)) {
+		l.add("driver.%s", e.Call)
+	}
+}
+
 // take returns what was logged since the last time.
 func (l *callLog) take() []string {
 	l.mu.Lock()
@@ -224,6 +231,8 @@ type rigOptions struct {
 	modes     map[string]pipeline.Mode
 	interval  time.Duration
 	features  drivertest.Options
+	phases    map[string][]phase.Phase // that an extension declares, where it is not all of them
+	drives    bool                     // the calls of the driver that matter for the order are in the log too
 }
 
 // bubble runs a test in a bubble, with an engine over extensions a, b, … that declare every phase.
@@ -249,10 +258,14 @@ func newRig(t testing.TB, o rigOptions, names ...string) *rig {
 	if o.interval == 0 {
 		o.interval = 10 * time.Minute
 	}
-	r := &rig{t: t, world: drivertest.NewWorld(o.features), journal: journal.NewMemory(), log: &callLog{}, opts: o,
+	log := &callLog{}
+	if o.drives {
+		o.features.Observe = log.driven
+	}
+	r := &rig{t: t, world: drivertest.NewWorld(o.features), journal: journal.NewMemory(), log: log, opts: o,
 		catalog: &catalog{all: map[string]*Generation{}}}
 	for _, n := range names {
-		r.exts = append(r.exts, newScripted(n, r.log))
+		r.exts = append(r.exts, newScripted(n, r.log, o.phases[n]...))
 	}
 	r.configure(r.exts...)
 	r.open()

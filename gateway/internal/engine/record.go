@@ -146,6 +146,7 @@ type Step struct {
 	Driver    string        `json:"driver,omitempty"` // the driver call, for example "create"; then Phase is ""
 	Extension string        `json:"extension,omitempty"`
 	Cause     phase.Cause   `json:"cause,omitempty"`
+	Run       int           `json:"run,omitempty"` // that a release is of: a restore releases one run and perhaps the next one
 	State     StepState     `json:"state"`
 	Attempt   int           `json:"attempt"`
 	Number    uint64        `json:"number,omitempty"`
@@ -174,6 +175,9 @@ const (
 func (s *Step) unit() string {
 	if s.Phase == "" {
 		return "driver." + s.Driver
+	}
+	if s.Run != 0 {
+		return fmt.Sprintf("%s/%s/%d", s.Phase, s.Extension, s.Run)
 	}
 	return string(s.Phase) + "/" + s.Extension
 }

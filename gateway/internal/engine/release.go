@@ -70,7 +70,7 @@ func (x *execution) releaseAll(l phase.Lifetime) error {
 	}
 	p := releasePhase(x.op.Kind, l)
 	for _, name := range slices.Backward(x.releasees(p, l)) {
-		s := x.begin(Step{Phase: p, Extension: name, Cause: x.releaseCause(l)})
+		s := x.begin(x.releaseStep(p, name, l))
 		if s == nil {
 			continue
 		}
@@ -79,6 +79,14 @@ func (x *execution) releaseAll(l phase.Lifetime) error {
 		}
 	}
 	return nil
+}
+
+func (x *execution) releaseStep(p phase.Phase, name string, l phase.Lifetime) Step {
+	s := Step{Phase: p, Extension: name, Cause: x.releaseCause(l)}
+	if l == phase.Run {
+		s.Run = x.sb.Run.Number
+	}
+	return s
 }
 
 // beginRelease reports whether this operation releases the lifetime. A run is released once, under the first cause.
@@ -99,6 +107,8 @@ func (x *execution) beginRelease(l phase.Lifetime) bool {
 
 func (x *execution) releaseCause(l phase.Lifetime) phase.Cause {
 	switch {
+	case l == phase.Workspace:
+		return "" // a workspace goes for one reason only
 	case x.op.Undo != "":
 		return x.op.Undo
 	case l == phase.Run:
@@ -119,7 +129,7 @@ func (x *execution) releasees(p phase.Phase, l phase.Lifetime) []string {
 }
 
 func (x *execution) isReleased(name string, p phase.Phase, l phase.Lifetime) bool {
-	if x.steps[string(p)+"/"+name] != nil {
+	if s := x.releaseStep(p, name, l); x.steps[s.unit()] != nil {
 		return true // begun before the gateway stopped
 	}
 	x.e.mu.Lock()
@@ -353,6 +363,9 @@ func (e *Engine) retryOnce(s *subject, h *holding) bool {
 func (e *Engine) noteRetry(tx *change, h *holding, r Release, started time.Time, err error) {
 	s := Step{Operation: r.Operation, Seq: r.Seq, Phase: r.Phase, Extension: h.rec.Extension, Cause: r.Cause, State: StepOK,
 		Attempt: r.Attempts + 1, Number: h.rec.Number, Started: r.Since, Duration: max(0, e.Now().Sub(r.Since)), Note: "retried in the background"}
+	if r.Phase == phase.AfterStop {
+		s.Run = r.Run
+	}
 	if err != nil {
 		s.State, s.Error, s.Code = StepWaiting, err.Error(), fault.CodeOf(err).String()
 	}

@@ -50,7 +50,7 @@ func (x *execution) takesPart(b *pipeline.Bind) bool {
 
 // call makes one setup call, with its attempts, and decides what its failure means.
 func (x *execution) call(p phase.Phase, b *pipeline.Bind) error {
-	s := x.begin(Step{Phase: p, Extension: b.Extension, Cause: startCause[x.op.Kind]})
+	s := x.begin(Step{Phase: p, Extension: b.Extension, Cause: x.setupCause()})
 	if s == nil {
 		return nil
 	}
@@ -86,6 +86,14 @@ func (x *execution) call(p phase.Phase, b *pipeline.Bind) error {
 			return x.failedSetup(s, h, b, r, policy)
 		}
 	}
+}
+
+// setupCause is the cause of a setup call: that of the operation, or of the run that has become ready.
+func (x *execution) setupCause() phase.Cause {
+	if x.op.Kind == phase.OpReady {
+		return x.sb.Run.Cause
+	}
+	return startCause[x.op.Kind]
 }
 
 // intend commits that the call is about to be made, with the number it will carry. It shares the commit with the

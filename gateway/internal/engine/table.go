@@ -63,7 +63,7 @@ var procedures = map[phase.Operation]procedure{
 	phase.OpExit: {forward: []stage{{release: phase.Run}}},
 	phase.OpRestore: {
 		forward: []stage{
-			{release: phase.Run},
+			{release: phase.Run, when: runNotBegun},
 			{settled: true},
 			{run: true},
 			{setup: phase.BeforeStart, failed: phase.CauseBeforeStartFailed},
@@ -96,6 +96,9 @@ func createWasBegun(x *execution) bool {
 
 // runWasBegun: a start that was refused before it began a run has nothing to stop.
 func runWasBegun(x *execution) bool { return x.op.Run != 0 }
+
+// runNotBegun: a restore that was cut short after its new run had begun has released the lost one.
+func runNotBegun(x *execution) bool { return x.op.Run == 0 }
 
 func ranAtBegin(x *execution) bool { return x.op.Ran }
 
