@@ -40,7 +40,7 @@ func run(m *testing.M, report bool) int {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	noopProgram, shortDir = filepath.Join(dir, "noop"), dir
-	build := exec.Command("go", "build", "-trimpath", "-o", noopProgram, "github.com/sandgate/sandgate/gateway/internal/bench/noop")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", noopProgram, "github.com/sandgate/sandgate/gateway/internal/bench/noop")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as the examples are built
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the extension: %v\n%s", err, out)

@@ -43,6 +43,9 @@ type Store struct {
 	sqlite bool
 	lock   io.Closer
 
+	write   statements
+	sealing map[string]bool // kinds that have, or had, something sealed; the writer's own
+
 	commits chan *commit
 	done    chan struct{} // closed when the writer has ended
 	closing chan struct{}
@@ -50,12 +53,6 @@ type Store struct {
 
 	mu   sync.Mutex
 	lost error // why no commit is possible any more
-}
-
-type commit struct {
-	ctx    context.Context
-	writes []Write
-	err    chan error
 }
 
 // Open opens the store for this gateway alone. FailedPrecondition: another gateway has it, or the key file is not the
@@ -91,7 +88,10 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if err := s.takeOver(ctx); err != nil {
 		return nil, err
 	}
-	go s.write()
+	if err := s.prepare(ctx); err != nil {
+		return nil, err
+	}
+	go s.run()
 	return s, nil
 }
 
@@ -105,7 +105,7 @@ func (s *Store) openSQLite(cfg Config) error {
 	if err := touch(path); err != nil {
 		return err
 	}
-	dsn := "file:" + path + "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=secure_delete(ON)&_pragma=busy_timeout(2000)&_txlock=immediate"
+	dsn := "file:" + path + "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=secure_delete(ON)&_pragma=temp_store(MEMORY)&_pragma=busy_timeout(2000)&_txlock=immediate"
 	if s.db, err = sql.Open("sqlite", dsn); err != nil {
 		return err
 	}
@@ -213,196 +213,6 @@ func (s *Store) takeOver(ctx context.Context) error {
 	return classify(err, "take the store over")
 }
 
-// Commit implements Journal.
-func (s *Store) Commit(ctx context.Context, writes []Write) error {
-	if err := s.isLost(); err != nil {
-		return err
-	}
-	c := &commit{ctx: ctx, writes: writes, err: make(chan error, 1)}
-	select {
-	case s.commits <- c:
-	case <-s.closing:
-		return errClosed
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	return <-c.err
-}
-
-var errClosed = fault.New(fault.Unavailable, "the journal is closed")
-
-func (s *Store) isLost() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.lost
-}
-
-func (s *Store) lose(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.lost == nil {
-		s.lost = err
-	}
-	return s.lost
-}
-
-// maxGroup is how many commits may share a transaction.
-const maxGroup = 128
-
-// write commits what arrives: the first at once, and whatever arrived meanwhile together.
-func (s *Store) write() {
-	defer close(s.done)
-	for {
-		var group []*commit
-		select {
-		case c := <-s.commits:
-			group = append(group, c)
-		case <-s.closing:
-			return
-		}
-		for more := true; more && len(group) < maxGroup; {
-			select {
-			case c := <-s.commits:
-				group = append(group, c)
-			default:
-				more = false
-			}
-		}
-		s.transact(group)
-	}
-}
-
-// transact writes a group. When the transaction itself fails and it was not alone, each is tried by itself, so that
-// nobody fails for another's sake.
-func (s *Store) transact(group []*commit) {
-	results, err := s.transaction(group)
-	switch {
-	case err == nil:
-		for i, c := range group {
-			c.err <- results[i]
-		}
-	case len(group) == 1 || s.isLost() != nil:
-		for _, c := range group {
-			c.err <- err
-		}
-	default:
-		for _, c := range group {
-			s.transact([]*commit{c})
-		}
-	}
-}
-
-func (s *Store) transaction(group []*commit) (results []error, err error) {
-	ctx := context.Background() // what has begun is brought to its end
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return nil, classify(err, "begin a commit")
-	}
-	defer func() {
-		if err != nil {
-			_ = tx.Rollback() // it is over in any case; err says why
-		}
-	}()
-	if err := s.fenced(ctx, tx); err != nil {
-		return nil, err
-	}
-	results = make([]error, len(group))
-	for i, c := range group {
-		if results[i], err = s.one(ctx, tx, c.writes, len(group) > 1); err != nil {
-			return nil, err
-		}
-	}
-	if len(group) == 1 && results[0] != nil {
-		return nil, results[0]
-	}
-	return results, classify(tx.Commit(), "commit")
-}
-
-// fenced checks in the transaction that nobody has taken the store over.
-func (s *Store) fenced(ctx context.Context, tx *sql.Tx) error {
-	var token int64
-	var owner string
-	query := `SELECT token, owner FROM fence WHERE name = 'gateway'`
-	if !s.sqlite {
-		query += ` FOR SHARE`
-	}
-	if err := tx.QueryRowContext(ctx, query).Scan(&token, &owner); err != nil {
-		return classify(err, "check the fence")
-	}
-	if token != s.token {
-		return s.lose(fault.New(fault.FailedPrecondition, "another gateway has taken the store over: %s", owner))
-	}
-	return nil
-}
-
-// one writes one commit of a group. The first error is the commit's own, after which the others go on; the second is
-// the transaction's.
-func (s *Store) one(ctx context.Context, tx *sql.Tx, writes []Write, guarded bool) (error, error) {
-	if guarded {
-		if _, err := tx.ExecContext(ctx, `SAVEPOINT one`); err != nil {
-			return nil, classify(err, "commit")
-		}
-	}
-	for _, w := range writes {
-		if err := s.put(ctx, tx, w); err != nil {
-			if !guarded {
-				return err, nil
-			}
-			if !fault.Is(err, fault.AlreadyExists) {
-				return nil, err
-			}
-			_, rerr := tx.ExecContext(ctx, `ROLLBACK TO SAVEPOINT one`)
-			return err, classify(rerr, "commit")
-		}
-	}
-	if guarded {
-		if _, err := tx.ExecContext(ctx, `RELEASE SAVEPOINT one`); err != nil {
-			return nil, classify(err, "commit")
-		}
-	}
-	return nil, nil
-}
-
-func (s *Store) put(ctx context.Context, tx *sql.Tx, w Write) error {
-	r := w.Record
-	if w.Delete {
-		if _, err := tx.ExecContext(ctx, `DELETE FROM records WHERE kind = $1 AND id = $2`, r.Kind, r.ID); err != nil {
-			return classify(err, "delete "+r.Kind)
-		}
-		_, err := tx.ExecContext(ctx, `DELETE FROM sealed WHERE kind = $1 AND id = $2`, r.Kind, r.ID)
-		return classify(err, "delete "+r.Kind)
-	}
-	body := r.Body
-	if body == nil {
-		body = []byte{}
-	}
-	uniq := sql.NullString{String: r.Unique, Valid: r.Unique != ""}
-	_, err := tx.ExecContext(ctx, `INSERT INTO records (kind, id, parent, uniq, body, token) VALUES ($1, $2, $3, $4, $5, $6)
-		ON CONFLICT (kind, id) DO UPDATE SET parent = excluded.parent, uniq = excluded.uniq, body = excluded.body, token = excluded.token`,
-		r.Kind, r.ID, r.Parent, uniq, body, s.token)
-	if isUnique(err) {
-		return alreadyTaken(r)
-	}
-	if err != nil {
-		return classify(err, "write "+r.Kind)
-	}
-	return s.putSealed(ctx, tx, r)
-}
-
-func (s *Store) putSealed(ctx context.Context, tx *sql.Tx, r Record) error {
-	if r.Sealed == nil {
-		_, err := tx.ExecContext(ctx, `DELETE FROM sealed WHERE kind = $1 AND id = $2`, r.Kind, r.ID)
-		return classify(err, "write "+r.Kind)
-	}
-	sealed, err := s.keys.seal(r.Kind, r.ID, r.Sealed)
-	if err != nil {
-		return err
-	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO sealed (kind, id, body) VALUES ($1, $2, $3) ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body`,
-		r.Kind, r.ID, sealed)
-	return classify(err, "write "+r.Kind)
-}
-
 const selection = `SELECT r.kind, r.id, r.parent, COALESCE(r.uniq, ''), r.body, s.body FROM records r LEFT JOIN sealed s ON s.kind = r.kind AND s.id = r.id WHERE r.kind = $1`
 
 // Get implements Journal.
@@ -481,7 +291,7 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) closeAll() error {
-	var errs []error
+	errs := []error{s.write.close()}
 	if s.lock != nil && !s.sqlite {
 		errs = append(errs, s.lock.Close()) // before the pool that it is of
 	}

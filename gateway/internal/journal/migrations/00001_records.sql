@@ -10,7 +10,7 @@ CREATE TABLE records (
     PRIMARY KEY (kind, id)
 );
 CREATE INDEX records_parent ON records (kind, parent, id);
-CREATE UNIQUE INDEX records_unique ON records (kind, uniq);
+CREATE UNIQUE INDEX records_unique ON records (kind, uniq) WHERE uniq IS NOT NULL;
 CREATE TABLE sealed (
     kind TEXT NOT NULL,
     id   TEXT NOT NULL,
