@@ -210,6 +210,9 @@ func (s *server) serve(ctx context.Context, c *extension.Call, err error) (*exte
 	if h == nil {
 		return nil, fault.ToStatus(fault.New(fault.Unimplemented, "%s does not serve %s", s.manifest.Name, c.Phase))
 	}
+	if err := identified(c); err != nil {
+		return nil, fault.ToStatus(err)
+	}
 	s.mu.Lock()
 	contract := s.contracts[c.Bind]
 	s.mu.Unlock()
@@ -223,6 +226,15 @@ func (s *server) serve(ctx context.Context, c *extension.Call, err error) (*exte
 		return a, fault.ToStatus(err)
 	}
 	return s.inTurn(ctx, h, r)
+}
+
+// identified refuses a call with effects that does not say for whom: what it took could not be found again.
+func identified(c *extension.Call) error {
+	of := c.Sandbox == nil && (c.Phase.OfWorkspace() || c.Phase == phase.Reconcile)
+	if c.Phase.Pure() || of && c.Workspace.ID != "" || c.Sandbox != nil && c.Sandbox.ID != "" && !c.Phase.OfWorkspace() {
+		return nil
+	}
+	return fault.New(fault.Invalid, "the call of %s does not name its sandbox or workspace by an id", c.Phase)
 }
 
 // inTurn serves a call when those before it, of the same subject, have ended.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -82,7 +83,7 @@ func (t *tenant) judge(image string, labels map[string]string, want sandbox.Reso
 			deny("labels."+k, "is required by the tenant", "")
 		}
 	}
-	for k := range labels {
+	for _, k := range slices.Sorted(maps.Keys(labels)) { // asked again, the same answer
 		if len(t.labelKeys) > 0 && !slices.ContainsFunc(t.labelKeys, func(glob string) bool { return match(glob, k) }) {
 			deny("labels."+k, "is not among the labels that the tenant may set", "Allowed: "+strings.Join(t.labelKeys, ", ")+".")
 		}

@@ -47,8 +47,12 @@ const (
 func newBook() *book { return &book{holds: map[resource]Hold{}, owners: map[key][]resource{}} }
 
 // take enters a hold. It is an error when anything of it is held already: an address twice, a subnet that overlaps
-// another, a subnet with a foreign address in it, an address in a foreign subnet.
+// another, a subnet with a foreign address in it, an address in a foreign subnet. What could not be read back from
+// the log is never entered.
 func (b *book) take(h Hold) error {
+	if err := h.check(); err != nil {
+		return fault.New(fault.Invalid, "%w", err)
+	}
 	if err := b.obstacle(h); err != nil {
 		return err
 	}

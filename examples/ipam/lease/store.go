@@ -147,9 +147,6 @@ func (s *Store) Repair(ctx context.Context, pools []*Pool, owner Owner, orphans,
 				continue
 			}
 			h.Owner = owner
-			if err := h.check(); err != nil {
-				return fault.New(fault.Invalid, "%w", err)
-			}
 			if err := b.take(b.place(h, pools)); err != nil {
 				return err
 			}
