@@ -65,7 +65,7 @@ const (
 // Origin is who asked: the door that was used, and the peer behind it.
 type Origin struct {
 	Door   string `json:"door"`   // "api" or the name of the exposed driver
-	Caller string `json:"caller"` // "uid:1000", or the name of the client certificate
+	Caller string `json:"caller"` // "uid:1000", or "cert:" and the name of the client certificate
 	Trace  string `json:"-"`      // the caller's trace context (W3C traceparent); "" where it has none
 }
 

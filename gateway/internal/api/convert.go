@@ -38,7 +38,7 @@ func origin(ctx context.Context) sandbox.Origin {
 		o.Caller = fmt.Sprintf("uid:%d", info.UID)
 	case credentials.TLSInfo:
 		if certs := info.State.PeerCertificates; len(certs) > 0 {
-			o.Caller = certs[0].Subject.CommonName
+			o.Caller = "cert:" + certs[0].Subject.CommonName // no name can pass for a uid
 		}
 	}
 	return o

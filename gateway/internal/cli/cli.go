@@ -117,11 +117,11 @@ func newRoot(env Env) *cobra.Command {
 		return fmt.Errorf("%w: %w; see %s --help", errUsage, err, c.CommandPath())
 	})
 	c := &client{env: env}
-	root.PersistentFlags().StringVar(&c.addr, "addr", "", "address of the gateway's API (default $SANDGATE_ADDR, else "+defaultAddr+")")
+	c.flags(root)
 	root.AddCommand(gatewayCommand(env, c), versionCommand(env, c), configCommand(env), sandboxCommand(env, c), workspaceCommand(env, c),
 		extensionCommand(env, c), driverCommand(env, c), resourceCommand(env, c), operationCommand(env, c), auditCommand(env, c))
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit statuses mean", Long: exitCodes})
-	return root
+	return c.completeFlags(root)
 }
 
 // noun makes a command that only groups others.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -170,24 +171,34 @@ func validateCommand(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if out == "json" {
-				err = findings.JSON(env.Stdout)
-			} else {
-				err = findings.Render(env.Stderr)
+			if err := showFindings(env, findings, out); err != nil {
+				return err
 			}
-			if err == nil && findings.HasErrors() {
+			if findings.HasErrors() {
 				return errReported{exitFailure}
 			}
-			if err == nil && out != "json" {
-				fmt.Fprintln(env.Stdout, "The configuration is valid.")
-			}
-			return err
+			return nil
 		},
 	}
 	out.flag(cmd)
 	cmd.Flags().BoolVar(&launch, "launch", false, "launch the extensions and negotiate with them")
 	cmd.Flags().BoolVar(&dev, "dev", false, "checksums may be left out")
 	return cmd
+}
+
+func showFindings(env Env, findings *config.Findings, out format) error {
+	if out == "table" {
+		if err := findings.Render(env.Stderr); err != nil || findings.HasErrors() {
+			return err
+		}
+		_, err := fmt.Fprintln(env.Stdout, "The configuration is valid.")
+		return err
+	}
+	var raw bytes.Buffer
+	if err := findings.JSON(&raw); err != nil {
+		return err
+	}
+	return out.raw(env.Stdout, raw.Bytes())
 }
 
 func check(ctx context.Context, paths []string, launch, dev bool) (*config.Findings, error) {

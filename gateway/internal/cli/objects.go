@@ -56,9 +56,9 @@ func workspaceCommand(env Env, c *client) *cobra.Command {
 			})
 		}}
 	}
-	cmd := noun("workspace", "Look after the tenants' workspaces", list, get,
-		change("ensure", "Bring a workspace into being, or apply its objects anew", gatewayv1.GatewayClient.EnsureWorkspace),
-		change("delete", "Remove a workspace and all that is held for it", gatewayv1.GatewayClient.DeleteWorkspace))
+	cmd := noun("workspace", "Look after the tenants' workspaces", list, c.complete(get, workspaceNames),
+		c.complete(change("ensure", "Bring a workspace into being, or apply its objects anew", gatewayv1.GatewayClient.EnsureWorkspace), workspaceNames),
+		c.complete(change("delete", "Remove a workspace and all that is held for it", gatewayv1.GatewayClient.DeleteWorkspace), workspaceNames))
 	cmd.PersistentFlags().StringVar(&driver, "driver", "", "of this driver")
 	return cmd
 }
@@ -89,10 +89,10 @@ func driverCommand(env Env, c *client) *cobra.Command {
 				t.row(d.Name, d.Type, d.Base, list(chain), strconv.Itoa(int(d.Sandboxes)))
 			}
 		}),
-		fetch(env, c, "inspect NAME", "Show a driver's capabilities, mutation points and chain", exactly("NAME"),
+		c.complete(fetch(env, c, "inspect NAME", "Show a driver's capabilities, mutation points and chain", exactly("NAME"),
 			func(ctx context.Context, g gatewayv1.GatewayClient, args []string) (*gatewayv1.Driver, error) {
 				return g.GetDriver(ctx, &gatewayv1.GetDriverRequest{Name: args[0]})
-			}, driverDetail))
+			}, driverDetail), driverNames))
 }
 
 func driverDetail(t *table, d *gatewayv1.Driver) {
@@ -152,11 +152,11 @@ func extensionCommand(env Env, c *client) *cobra.Command {
 				t.row(x.Name, x.Version, extensionState(x), strconv.Itoa(int(x.Pid)), strconv.Itoa(int(x.Restarts)), list(x.Binds), x.Reason)
 			}
 		}),
-		fetch(env, c, "inspect NAME", "Show the manifest and the negotiated contract of each bind", exactly("NAME"),
+		c.complete(fetch(env, c, "inspect NAME", "Show the manifest and the negotiated contract of each bind", exactly("NAME"),
 			func(ctx context.Context, g gatewayv1.GatewayClient, args []string) (*gatewayv1.Extension, error) {
 				return g.GetExtension(ctx, &gatewayv1.GetExtensionRequest{Name: args[0]})
-			}, extensionDetail),
-		disable, enable)
+			}, extensionDetail), extensionNames),
+		c.complete(disable, extensionNames), c.complete(enable, extensionNames))
 }
 
 func extensionState(x *gatewayv1.Extension) string {
@@ -256,7 +256,7 @@ func operationCommand(env Env, c *client) *cobra.Command {
 	abandon.Flags().StringVar(&req.Extension, "extension", "", "whose releases")
 	abandon.Flags().BoolVar(&req.Driver, "driver", false, "the driver's part")
 	abandon.Flags().StringVar(&req.Reason, "reason", "", "why; required")
-	return noun("operation", "Look at what is unfinished", ls, show, abandon)
+	return noun("operation", "Look at what is unfinished", ls, c.complete(show, operationIDs), c.complete(abandon, operationIDs))
 }
 
 func waitingFor(op *gatewayv1.Operation) string {

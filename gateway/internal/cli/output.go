@@ -20,25 +20,38 @@ import (
 type format string
 
 func (f *format) flag(c *cobra.Command) {
-	c.Flags().StringVarP((*string)(f), "output", "o", "table", "table, json or yaml")
+	*f = "table"
+	c.Flags().VarP(f, "output", "o", "table, json or yaml")
 	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
+// Set refuses what is no format before anything is done.
+func (f *format) Set(s string) error {
+	if s != "table" && s != "json" && s != "yaml" {
+		return fmt.Errorf("it takes table, json or yaml, not %q", s)
+	}
+	*f = format(s)
+	return nil
+}
+
+// String implements pflag.Value.
+func (f *format) String() string { return string(*f) }
+
+// Type implements pflag.Value.
+func (f *format) Type() string { return "format" }
+
 // print writes the message in the format; draw makes the table for people.
 func (f format) print(w io.Writer, m proto.Message, draw func(*table)) error {
-	switch f {
-	case "table":
+	if f == "table" {
 		t := &table{w: tabwriter.NewWriter(w, 2, 4, 2, ' ', 0)}
 		draw(t)
 		return t.w.Flush()
-	case "json", "yaml":
-		raw, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: false}.Marshal(m)
-		if err != nil {
-			return err
-		}
-		return f.raw(w, raw)
 	}
-	return fmt.Errorf("%w: -o takes table, json or yaml, not %q", errUsage, string(f))
+	raw, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: false}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return f.raw(w, raw)
 }
 
 func (f format) raw(w io.Writer, raw []byte) error {

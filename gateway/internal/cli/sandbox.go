@@ -17,11 +17,11 @@ import (
 
 func sandboxCommand(env Env, c *client) *cobra.Command {
 	return noun("sandbox", "Create, watch and end sandboxes",
-		createCommand(env, c), planCommand(env, c), sandboxListCommand(env, c), sandboxGetCommand(env, c), sandboxWatchCommand(env, c),
-		operateCommand(env, c, "stop", "End a sandbox's run and keep what a start needs", gatewayv1.GatewayClient.StopSandbox),
-		operateCommand(env, c, "start", "Run a sandbox again", gatewayv1.GatewayClient.StartSandbox),
-		operateCommand(env, c, "delete", "Remove a sandbox and all that is held for it", gatewayv1.GatewayClient.DeleteSandbox),
-		historyCommand(env, c), logsCommand(env, c))
+		createCommand(env, c), planCommand(env, c), sandboxListCommand(env, c), c.complete(sandboxGetCommand(env, c), sandboxNames), c.complete(sandboxWatchCommand(env, c), sandboxNames),
+		c.complete(operateCommand(env, c, "stop", "End a sandbox's run and keep what a start needs", gatewayv1.GatewayClient.StopSandbox), sandboxNames),
+		c.complete(operateCommand(env, c, "start", "Run a sandbox again", gatewayv1.GatewayClient.StartSandbox), sandboxNames),
+		c.complete(operateCommand(env, c, "delete", "Remove a sandbox and all that is held for it", gatewayv1.GatewayClient.DeleteSandbox), sandboxNames),
+		c.complete(historyCommand(env, c), sandboxNames), c.complete(logsCommand(env, c), sandboxNames))
 }
 
 // spec is the flags that say what sandbox is wanted.

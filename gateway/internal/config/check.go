@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -75,7 +76,7 @@ func (c *checker) gateway() Gateway {
 		}
 		for j, t := range g.TLS {
 			c.single(j, t.Range, g.TLS[0].Range, "tls")
-			out.TLS = &TLS{Cert: t.Cert, Key: t.Key, ClientCA: t.ClientCA}
+			out.TLS = &TLS{Cert: t.Cert, Key: t.Key, ClientCA: t.ClientCA, Range: t.Range}
 		}
 		for j, t := range g.Tracing {
 			c.single(j, t.Range, g.Tracing[0].Range, "tracing")
@@ -104,6 +105,9 @@ func (c *checker) address(addr string, at hcl.Range, tls bool) {
 	case strings.HasPrefix(addr, "tcp://"):
 		if !tls {
 			c.wrong(at, "Missing tls block", "A TCP listener needs a tls block with cert, key and client_ca: callers prove who they are by their certificate.")
+		}
+		if _, port, err := net.SplitHostPort(strings.TrimPrefix(addr, "tcp://")); err != nil || port == "" {
+			c.wrong(at, "Invalid address", "tcp:// is followed by a host and a port, for example \"tcp://0.0.0.0:7443\".")
 		}
 	default:
 		c.wrong(at, "Invalid address", "An address is unix:///path/to/socket, or tcp://host:port with a tls block.")

@@ -35,7 +35,10 @@ type Gateway struct {
 }
 
 // TLS is what a TCP listener needs.
-type TLS struct{ Cert, Key, ClientCA string }
+type TLS struct {
+	Cert, Key, ClientCA string
+	Range               hcl.Range
+}
 
 // Store is the `store` block.
 type Store struct {

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 
@@ -54,6 +53,7 @@ func (d *Daemon) build(ctx context.Context, cfg *config.Config, f *config.Findin
 		}
 	}()
 	refuseUnserved(cfg, f)
+	checkListener(cfg.Gateway, f)
 	if err := d.openDrivers(ctx, gen, f); err != nil || f.HasErrors() {
 		return gen, err
 	}
@@ -88,9 +88,6 @@ func (d *Daemon) populate(ctx context.Context, gen *generation, f *config.Findin
 // operator relies on must not be missing quietly.
 func refuseUnserved(cfg *config.Config, f *config.Findings) {
 	const summary = "Not supported yet"
-	if !strings.HasPrefix(cfg.Gateway.Listen, "unix://") {
-		f.Add(cfg.Gateway.Range, summary, "This gateway serves its API on a Unix socket only.")
-	}
 	for _, d := range cfg.Drivers {
 		if d.Expose != nil {
 			f.Add(d.Range, summary, fmt.Sprintf("This gateway does not serve drivers to others: leave the expose block of %q out.", d.Name))

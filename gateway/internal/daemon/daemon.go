@@ -6,9 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +24,6 @@ import (
 	"github.com/sandgate/sandgate/gateway/internal/supervisor"
 	"github.com/sandgate/sandgate/gateway/internal/telemetry"
 	"github.com/sandgate/sandgate/shared/driver"
-	"github.com/sandgate/sandgate/shared/fault"
 )
 
 // Options says how a gateway is run.
@@ -146,7 +143,7 @@ func (d *Daemon) supervise(cfg *config.Config) error {
 // Run serves until ctx ends or the gateway can go on no more.
 func (d *Daemon) Run(ctx context.Context) error {
 	cfg := d.catalog.current().config
-	listener, err := listen(cfg.Gateway)
+	listener, credentials, err := listen(cfg.Gateway)
 	if err != nil {
 		return errors.Join(err, d.close())
 	}
@@ -158,12 +155,16 @@ func (d *Daemon) Run(ctx context.Context) error {
 	sweeping, stopSweeping := context.WithCancel(context.WithoutCancel(ctx))
 	var sweeper sync.WaitGroup
 	sweeper.Go(func() { d.sweep(sweeping) })
-	server, door := api.New(d.engine, d, serverOptions(listener)...)
+	server, door := api.New(d.engine, d, credentials)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	d.log.Info("the gateway is ready", "address", cfg.Gateway.Listen, "generation", d.catalog.current().ID)
+	address := cfg.Gateway.Listen
+	if strings.HasPrefix(address, tcpScheme) {
+		address = tcpScheme + listener.Addr().String() // port 0 takes any that is free
+	}
+	d.log.Info("the gateway is ready", "address", address, "generation", d.catalog.current().ID)
 	if d.opts.Ready != nil {
-		d.opts.Ready(cfg.Gateway.Listen)
+		d.opts.Ready(address)
 	}
 	err = d.wait(ctx, served)
 	door.Shutdown()
@@ -259,60 +260,6 @@ func (d *Daemon) close() error {
 		errs = append(errs, d.journal.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// listen opens the API's socket. A Unix socket is the gateway's user's alone.
-func listen(g config.Gateway) (net.Listener, error) {
-	if !strings.HasPrefix(g.Listen, "unix://") {
-		return nil, fault.New(fault.Unimplemented, "listen %s: only Unix sockets are served", g.Listen)
-	}
-	return listenUnix("listen", g.Listen)
-}
-
-// listenUnix makes a socket that only the gateway's user may open. What was left there is removed.
-func listenUnix(setting, address string) (net.Listener, error) {
-	path := strings.TrimPrefix(address, "unix://")
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
-	}
-	// The store is locked, so no other gateway of this data directory is there: a socket that is has been left.
-	if conn, err := net.Dial("unix", path); err == nil {
-		_ = conn.Close()
-		return nil, fault.New(fault.FailedPrecondition, "%s = %q: another program serves there", setting, address)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
-	}
-	// The socket comes into being under a name that nobody may open, and gets its own once its mode is set.
-	private := path + ".new"
-	if err := os.Remove(private); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: private, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
-	}
-	l.SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(private, 0o600), os.Rename(private, path)); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s = %q: %w", setting, address, err), l.Close())
-	}
-	return &named{Listener: l, path: path}, nil
-}
-
-// named removes its socket when it is closed.
-type named struct {
-	net.Listener
-	path string
-	once sync.Once
-}
-
-func (n *named) Close() (err error) {
-	n.once.Do(func() { err = errors.Join(n.Listener.Close(), os.Remove(n.path)) })
-	return err
-}
-
-func serverOptions(net.Listener) []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.Creds(api.PeerCredentials(nil))}
 }
 
 // runtimeDir returns where the sockets of extensions lie: below /run for root, below the user's runtime directory or
