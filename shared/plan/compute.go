@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strings"
+	"sync"
 
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 	"sigs.k8s.io/structured-merge-diff/v6/typed"
@@ -17,6 +19,9 @@ type Plan struct {
 	schema  *Schema
 	layers  []Layer
 	objects map[string]*object // by ref
+
+	mu    sync.Mutex
+	views map[string][]Object // by what is read: the calls of a chain ask for the same again and again
 }
 
 // object is one object of a plan, with the owner of each leaf. Immutable once it is in a plan.
@@ -25,7 +30,8 @@ type object struct {
 	name    string
 	creator Owner
 	value   *typed.TypedValue
-	owners  map[string]ownership // by path, as join makes it
+	leaves  map[string]fieldpath.Path // of value, by path as join makes it
+	owners  map[string]ownership      // of the leaves
 }
 
 type ownership struct {
@@ -94,8 +100,8 @@ type merging struct {
 
 func (m *merging) merge(old *object, k *kind, name string, value *typed.TypedValue) (*object, error) {
 	if old == nil {
-		out := &object{kind: k, name: name, creator: m.layer.Owner, value: value, owners: map[string]ownership{}}
-		for path := range leaves(value) {
+		out := &object{kind: k, name: name, creator: m.layer.Owner, value: value, leaves: leaves(value), owners: map[string]ownership{}}
+		for path := range out.leaves {
 			out.owners[path] = ownership{owner: m.layer.Owner}
 		}
 		return out, nil
@@ -109,8 +115,8 @@ func (m *merging) merge(old *object, k *kind, name string, value *typed.TypedVal
 			return nil, err
 		}
 	}
-	out := &object{kind: k, name: name, creator: old.creator, value: merged, owners: maps.Clone(old.owners)}
 	now := leaves(merged)
+	out := &object{kind: k, name: name, creator: old.creator, value: merged, leaves: now, owners: maps.Clone(old.owners)}
 	for path := range changed {
 		o := out.owners[path]
 		if o.owner != m.layer.Owner {
@@ -265,15 +271,40 @@ func asMap(v *typed.TypedValue) map[string]any {
 	return m
 }
 
-// View returns the parts of the objects that the patterns cover.
+// View returns the parts of the objects that the patterns cover. Everyone who reads the same gets the same: it is not
+// to be changed.
 func (p *Plan) View(read []Pattern) []Object {
+	var key strings.Builder
+	for _, r := range read {
+		key.WriteString(string(r) + "\n")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if out, ok := p.views[key.String()]; ok {
+		return out
+	}
+	out := p.view(read)
+	if p.views == nil {
+		p.views = map[string][]Object{}
+	}
+	p.views[key.String()] = out
+	return out
+}
+
+func (p *Plan) view(read []Pattern) []Object {
+	patterns := make([][]string, 0, len(read))
+	for _, r := range read {
+		if segs, ok := split(string(r)); ok {
+			patterns = append(patterns, segs)
+		}
+	}
 	var out []Object
 	for _, ref := range slices.Sorted(maps.Keys(p.objects)) {
 		o := p.objects[ref]
 		only, seen := fieldpath.NewSet(), false
-		for _, lp := range leaves(o.value) {
+		for _, lp := range o.leaves {
 			place := append([]string{o.kind.Name}, segments(lp)...)
-			if slices.ContainsFunc(read, func(r Pattern) bool { return r.coversPlace(place) }) {
+			if slices.ContainsFunc(patterns, func(r []string) bool { return covers(r, place) }) {
 				only.Insert(lp)
 				seen = true
 			}
@@ -300,13 +331,12 @@ func (p *Plan) Fields() []Field {
 	var out []Field
 	for _, ref := range slices.Sorted(maps.Keys(p.objects)) {
 		o := p.objects[ref]
-		paths := leaves(o.value)
-		for _, path := range slices.Sorted(maps.Keys(paths)) {
-			value, secret := p.schema.show(o.kind, segments(paths[path]), at(o.value, paths[path]))
+		for _, path := range slices.Sorted(maps.Keys(o.leaves)) {
+			value, secret := p.schema.show(o.kind, segments(o.leaves[path]), at(o.value, o.leaves[path]))
 			own := o.owners[path]
 			out = append(out, Field{Object: ref, Path: path, Owner: own.owner, Value: value, Sensitive: secret, Overrode: own.overrode})
 		}
-		if len(paths) == 0 {
+		if len(o.leaves) == 0 {
 			out = append(out, Field{Object: ref, Owner: o.creator, Value: map[string]any{}})
 		}
 	}
