@@ -222,8 +222,11 @@ func (e *Engine) execution(ctx context.Context, s *subject, op Operation, h *Han
 	return x, nil
 }
 
-// prepare computes the plans that the operation's calls see.
+// prepare computes the plans that the operation's calls see. Those of a new create are there already.
 func (x *execution) prepare() error {
+	if x.plan != nil {
+		return nil
+	}
 	if x.sb == nil {
 		return x.compute(x.ws.Pending)
 	}

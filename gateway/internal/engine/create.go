@@ -155,6 +155,7 @@ func (e *Engine) plannedCreate(ctx context.Context, s *subject, op Operation, h 
 		e.leaveWorkspace(ws.ID)
 		return nil, err
 	}
+	x.plan, x.wsPlan = p.prepared.Plan, p.wsPlan
 	x.update(func(*Sandbox) {})
 	x.putOperation()
 	for i := range p.calls {
@@ -171,6 +172,7 @@ type planner struct {
 	sb       *Sandbox
 	preview  bool
 	prepared *pipeline.Prepared
+	wsPlan   *plan.Plan // nil where the workspace was never ensured
 	calls    []pipeline.CallReport
 }
 
@@ -209,10 +211,9 @@ func (p *planner) validate(ctx context.Context) error {
 
 // plan gathers the layers and has the driver judge them. ws is nil where the workspace was never ensured.
 func (p *planner) plan(ctx context.Context, ws *Workspace) error {
-	var wsPlan *plan.Plan
 	if ws != nil && ws.State == WorkspaceEnsured {
 		var err error
-		if wsPlan, err = p.d.Schema.Compute(ws.Layers); err != nil {
+		if p.wsPlan, err = p.d.Schema.Compute(ws.Layers); err != nil {
 			return err
 		}
 	}
@@ -220,7 +221,7 @@ func (p *planner) plan(ctx context.Context, ws *Workspace) error {
 	if err != nil {
 		return err
 	}
-	prepared, err := p.d.Chain.Prepare(ctx, p.step(), p.e.pipelineSubject(p.d, p.sb), layers, wsPlan)
+	prepared, err := p.d.Chain.Prepare(ctx, p.step(), p.e.pipelineSubject(p.d, p.sb), layers, p.wsPlan)
 	if prepared != nil {
 		p.calls = append(p.calls, prepared.Calls...)
 	}
@@ -230,7 +231,7 @@ func (p *planner) plan(ctx context.Context, ws *Workspace) error {
 	p.prepared = prepared
 	p.leaveOut(prepared.Without)
 	p.sb.Layers, p.sb.Requires, p.op.Observed = prepared.Layers, prepared.Requires, prepared.Observed
-	return p.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: p.sb.Identity, Plan: prepared.Plan, Workspace: wsPlan,
+	return p.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: p.sb.Identity, Plan: prepared.Plan, Workspace: p.wsPlan,
 		Requires: prepared.Requires, Preview: p.preview})
 }
 

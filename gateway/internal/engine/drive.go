@@ -29,7 +29,7 @@ func (x *execution) drive(c call) error {
 	}
 	s.Started = x.e.Now()
 	x.putStep(*s)
-	x.putOperation()
+	x.putFirst()
 	if err := x.commit(); err != nil {
 		return err
 	}

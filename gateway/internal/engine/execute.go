@@ -205,6 +205,7 @@ func (x *execution) commit() error {
 	}
 	x.written = true
 	x.handle.accept()
+	x.waiting("") // whatever it was
 	return nil
 }
 
@@ -269,6 +270,13 @@ func (e *Engine) putWorkspace(tx *change, s *subject, ws *Workspace) {
 }
 
 func (x *execution) putOperation() { x.e.putOperation(&x.tx, x.op) }
+
+// putFirst puts the operation into its first commit. Later ones have it where it has changed.
+func (x *execution) putFirst() {
+	if !x.written {
+		x.putOperation()
+	}
+}
 
 // begin returns the step of a unit, to be begun: the one that is in doubt, or a new one; nil where it has ended.
 func (x *execution) begin(s Step) *Step {

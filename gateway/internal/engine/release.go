@@ -220,7 +220,7 @@ func (x *execution) journalRelease(s *Step, h *holding, l phase.Lifetime) {
 	rec.Started = without(rec.Started, l)
 	rec.Releases = append(slices.Clone(rec.Releases), r)
 	x.putStep(*s)
-	x.putOperation()
+	x.putFirst()
 	x.e.putHolding(&x.tx, h, rec)
 }
 

@@ -111,7 +111,7 @@ func (x *execution) intend(s *Step, h *holding) error {
 	}
 	s.Number, s.Started = rec.Number, x.e.Now()
 	x.putStep(*s)
-	x.putOperation()
+	x.putFirst()
 	x.e.putHolding(&x.tx, h, rec)
 	return x.commit()
 }
