@@ -24,25 +24,34 @@ const ownProcesses = 12
 // controllers are the ones that limits need.
 var controllers = []string{"memory", "pids", "cpu"}
 
-// findControllers returns the directory of ours for each controller, having tried that a group can be made there.
+// findControllers returns the directory of ours for each controller, if groups can be made there.
 func findControllers() (map[string]string, error) {
 	out := map[string]string{}
-	for _, c := range controllers {
-		out[c] = filepath.Join(groupsRoot, c, "sandgate")
-	}
+	parent := func(c string) string { return filepath.Join(groupsRoot, c) }
 	if raw, err := os.ReadFile(filepath.Join(groupsRoot, "cgroup.controllers")); err == nil {
+		parent = func(string) string { return groupsRoot }
 		for _, c := range controllers {
 			if !strings.Contains(" "+strings.TrimSpace(string(raw))+" ", " "+c+" ") {
 				return nil, fmt.Errorf("the host's control groups have no controller %s", c)
 			}
-			out[c] = filepath.Join(groupsRoot, "sandgate")
+		}
+		if err := delegate(groupsRoot); err != nil {
+			return nil, fmt.Errorf("control groups cannot be made: %w", err)
 		}
 	}
-	probe := &group{}
 	for _, c := range controllers {
-		probe.add(filepath.Join(out[c], "probe-"+strconv.Itoa(os.Getpid())), nil)
+		if err := unix.Access(parent(c), unix.W_OK); err != nil {
+			return nil, fmt.Errorf("control groups cannot be made in %s: %w", parent(c), err)
+		}
+		out[c] = filepath.Join(parent(c), "sandgate")
+		_ = unix.Rmdir(out[c]) // where a shim was killed before it had made its group in there
 	}
-	return out, errors.Join(probe.make(), probe.remove())
+	return out, nil
+}
+
+// delegate lets the groups in a directory of the unified hierarchy have the controllers.
+func delegate(dir string) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory +pids +cpu"), 0)
 }
 
 // group is the control group of one sandbox: a directory per hierarchy, and what is written into each.
@@ -134,12 +143,7 @@ func makeParent(dir string) error {
 	if filepath.Dir(dir) != groupsRoot {
 		return nil // of an older hierarchy, which is for one controller
 	}
-	for _, d := range []string{groupsRoot, dir} {
-		if err := os.WriteFile(filepath.Join(d, "cgroup.subtree_control"), []byte("+memory +pids +cpu"), 0); err != nil {
-			return err
-		}
-	}
-	return nil
+	return delegate(dir)
 }
 
 // join makes the group and puts a process into it.

@@ -241,7 +241,11 @@ func (s *shim) watchDir() <-chan struct{} {
 	if err == nil {
 		_, err = unix.InotifyAddWatch(fd, s.file(lockFile), unix.IN_ATTRIB|unix.IN_DELETE_SELF)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		close(vanished)
+		return vanished
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "sandgate: watch the sandbox's directory:", err)
 		return nil
 	}
