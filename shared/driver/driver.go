@@ -111,6 +111,11 @@ type Description struct {
 	Features []extension.Feature `json:"features"`
 	Kinds    []plan.Kind         `json:"kinds"`
 	Points   []plan.Point        `json:"points"`
+	// DefaultImage is used where a caller of the compute-driver door names none.
+	DefaultImage string `json:"default_image,omitempty"`
+	// ManagesLifecycle is said to an OpenShell gateway: that it is to stop the sandboxes when it ends and to start them
+	// when it begins. Drivers whose sandboxes outlive it have no need of that.
+	ManagesLifecycle bool `json:"manages_lifecycle,omitempty"`
 	// Missing says, for people, what this host does not give and why: feature name to reason.
 	Missing map[string]string `json:"missing,omitempty"`
 }

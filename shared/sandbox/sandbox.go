@@ -36,6 +36,9 @@ type Spec struct {
 	DriverConfig json.RawMessage   `json:"driver_config,omitempty"` // a JSON object; its schema is the driver's
 	Extensions   []string          `json:"extensions,omitempty"`    // on_request extensions that were asked for by name
 	Token        []byte            `json:"token,omitempty"`         // the sandbox token: a secret
+	// Request is the message of an openshell.compute.v1 caller (DriverSandbox), whole, for a driver that passes it on:
+	// one with the feature "compute-request". It holds secrets, and reaches the driver alone.
+	Request []byte `json:"request,omitempty"`
 }
 
 // Resources is what a sandbox may use. Zero means that the driver decides.

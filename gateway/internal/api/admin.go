@@ -174,7 +174,7 @@ func (s *Server) WatchOperation(r *gatewayv1.GetOperationRequest, stream gateway
 		if m.Ended != nil {
 			return nil
 		}
-		if err := s.wait(stream.Context(), changed); err != nil {
+		if err := await(stream.Context(), s.engine, changed); err != nil {
 			return err
 		}
 	}

@@ -194,22 +194,25 @@ func (s *Server) WatchSandboxes(r *gatewayv1.ListSandboxesRequest, stream gatewa
 			}
 			first = false
 		}
-		if err := s.wait(stream.Context(), changed); err != nil {
+		if err := await(stream.Context(), s.engine, changed); err != nil {
 			return err
 		}
 	}
 }
 
-func (s *Server) wait(ctx context.Context, changed <-chan struct{}) error {
+// await waits for a change, for as long as somebody listens and the engine goes on.
+func await(ctx context.Context, e *engine.Engine, changed <-chan struct{}) error {
 	select {
 	case <-changed:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-s.engine.Done():
-		return fault.New(fault.Unavailable, "the gateway is stopping")
+	case <-e.Done():
+		return errStopping
 	}
 }
+
+var errStopping = fault.New(fault.Unavailable, "the gateway is stopping")
 
 func (s *Server) StartSandbox(ctx context.Context, r *gatewayv1.SandboxRef) (*gatewayv1.OperationResponse, error) {
 	return s.operate(ctx, r, s.engine.StartSandbox)

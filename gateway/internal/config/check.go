@@ -287,7 +287,11 @@ func (c *checker) driver(b *driverBlock) Driver {
 	for i, e := range b.Expose {
 		c.single(i, e.Range, b.Expose[0].Range, "expose")
 		c.absolute(strings.TrimPrefix(e.Socket, "unix://"), e.SocketRange, "socket")
-		out.Expose = &Expose{Socket: strings.TrimPrefix(e.Socket, "unix://"), AllowedUIDs: e.AllowedUIDs}
+		out.Expose = &Expose{Socket: strings.TrimPrefix(e.Socket, "unix://"), AllowedUIDs: e.AllowedUIDs, AllowDriverConfig: e.DriverConfig}
+		for j, a := range e.Admission {
+			c.single(j, a.Range, e.Admission[0].Range, "resource_admission")
+			out.Expose.NoAdmission, out.Expose.RequiredLabels = a.Enabled != nil && !*a.Enabled, a.Labels
+		}
 	}
 	for i := range b.Binds {
 		out.Binds = append(out.Binds, c.bind(b.Name, &b.Binds[i]))

@@ -98,7 +98,11 @@ type Timeouts struct{ Chain, Call, Ready, Release, Reconcile time.Duration }
 // Expose says where a driver is served as a compute driver.
 type Expose struct {
 	Socket      string
-	AllowedUIDs []uint32
+	AllowedUIDs []uint32 // empty: the gateway's own user
+	// What the OpenShell gateway's table of this driver says, to be acknowledged: see docs/openshell.md.
+	AllowDriverConfig bool
+	NoAdmission       bool
+	RequiredLabels    map[string]string // nil: those that it has by default
 }
 
 // Bind is a `bind` block.

@@ -126,10 +126,18 @@ type driverBlock struct {
 }
 
 type exposeBlock struct {
-	Socket      string    `hcl:"socket"`
-	SocketRange hcl.Range `hcl:"socket,attr_value_range"`
-	AllowedUIDs []uint32  `hcl:"allowed_uids,optional"`
-	Range       hcl.Range `hcl:",def_range"`
+	Socket       string           `hcl:"socket"`
+	SocketRange  hcl.Range        `hcl:"socket,attr_value_range"`
+	AllowedUIDs  []uint32         `hcl:"allowed_uids,optional"`
+	DriverConfig bool             `hcl:"allow_driver_config,optional"`
+	Admission    []admissionBlock `hcl:"resource_admission,block"`
+	Range        hcl.Range        `hcl:",def_range"`
+}
+
+type admissionBlock struct {
+	Enabled *bool             `hcl:"enabled,optional"`
+	Labels  map[string]string `hcl:"required_labels,optional"`
+	Range   hcl.Range         `hcl:",def_range"`
 }
 
 type bindBlock struct {

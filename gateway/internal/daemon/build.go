@@ -52,7 +52,6 @@ func (d *Daemon) build(ctx context.Context, cfg *config.Config, f *config.Findin
 			err = errors.Join(err, d.retire(gen))
 		}
 	}()
-	refuseUnserved(cfg, f)
 	checkListener(cfg.Gateway, f)
 	if err := d.openDrivers(ctx, gen, f); err != nil || f.HasErrors() {
 		return gen, err
@@ -82,17 +81,6 @@ func (d *Daemon) populate(ctx context.Context, gen *generation, f *config.Findin
 		gen.Drivers[name].Chain = pipeline.New(chain, gen.Drivers[name].Schema, d)
 	}
 	return nil
-}
-
-// refuseUnserved refuses what the configuration may ask for and this gateway does not do yet: something that an
-// operator relies on must not be missing quietly.
-func refuseUnserved(cfg *config.Config, f *config.Findings) {
-	const summary = "Not supported yet"
-	for _, d := range cfg.Drivers {
-		if d.Expose != nil {
-			f.Add(d.Range, summary, fmt.Sprintf("This gateway does not serve drivers to others: leave the expose block of %q out.", d.Name))
-		}
-	}
 }
 
 // openDrivers opens the base drivers that are not open yet, and makes the composed ones.

@@ -24,6 +24,7 @@ import (
 	"github.com/sandgate/sandgate/gateway/internal/supervisor"
 	"github.com/sandgate/sandgate/gateway/internal/telemetry"
 	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/fault"
 )
 
 // Options says how a gateway is run.
@@ -47,6 +48,7 @@ type Daemon struct {
 	telemetry  *telemetry.Telemetry
 	engine     *engine.Engine
 	catalog    *catalog
+	doors      *doors
 
 	reloading sync.Mutex // one reload at a time
 	mu        sync.Mutex
@@ -98,7 +100,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	if err := d.supervise(cfg); err != nil {
 		return nil, findings, err
 	}
-	d.catalog = newCatalog(d)
+	d.catalog, d.doors = newCatalog(d), &doors{d: d, at: map[string]*door{}}
 	gen, err := d.build(ctx, cfg, findings)
 	if err != nil || findings.HasErrors() {
 		return nil, findings, err
@@ -151,7 +153,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, listener.Close(), d.close())
 	}
+	f := config.NewFindings()
+	expose := d.expose(ctx, d.catalog.current(), f)
+	if f.HasErrors() {
+		return errors.Join(fault.New(fault.FailedPrecondition, "%s", f), unmeasure(), listener.Close(), d.close())
+	}
 	d.engine.Start()
+	expose()
 	sweeping, stopSweeping := context.WithCancel(context.WithoutCancel(ctx))
 	var sweeper sync.WaitGroup
 	sweeper.Go(func() { d.sweep(sweeping) })
@@ -234,6 +242,7 @@ func (d *Daemon) stop(server *grpc.Server) error {
 	}
 	err := d.engine.Close()
 	server.Stop()
+	d.doors.close() // nothing waits there any more: the engine has ended whatever was in flight
 	return errors.Join(err, d.close())
 }
 

@@ -173,13 +173,21 @@ func (s *site) options() Options {
 
 func (s *site) start() {
 	s.t.Helper()
-	d, f, err := New(s.t.Context(), s.options())
+	ready := make(chan struct{})
+	opts := s.options()
+	opts.Ready = func(string) { close(ready) }
+	d, f, err := New(s.t.Context(), opts)
 	if err != nil || d == nil {
 		s.t.Fatalf("%v %s", err, f)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.d, s.done, s.stop = d, make(chan error, 1), cancel
 	go func() { s.done <- d.Run(ctx) }()
+	select {
+	case <-ready:
+	case err := <-s.done:
+		s.t.Fatalf("the gateway does not serve: %v", err)
+	}
 }
 
 func (s *site) end() {

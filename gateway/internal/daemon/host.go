@@ -52,6 +52,10 @@ func (d *Daemon) Reload(ctx context.Context) (*gatewayv1.ReloadResponse, error) 
 	if !f.HasErrors() {
 		d.admit(gen, f)
 	}
+	serve := func() {}
+	if !f.HasErrors() {
+		serve = d.expose(ctx, gen, f)
+	}
 	if f.HasErrors() {
 		if err := d.retire(gen); err != nil {
 			d.log.Warn("an extension that was launched for nothing could not be ended", "err", err)
@@ -63,6 +67,7 @@ func (d *Daemon) Reload(ctx context.Context) (*gatewayv1.ReloadResponse, error) 
 	}
 	d.catalog.use(gen)
 	d.engine.Reconfigured()
+	serve()
 	if err := d.catalog.collect(ctx); err != nil {
 		d.log.Warn("what nothing refers to any more could not all be removed; the next reload tries again", "err", err)
 	}

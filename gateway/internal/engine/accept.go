@@ -174,7 +174,7 @@ func (x *execution) starts(sb *Sandbox) {
 	case phase.OpRestore:
 		x.update(func(sb *Sandbox) { sb.Lost = true })
 	case phase.OpReady:
-		x.update(func(sb *Sandbox) { sb.State, sb.Reason, sb.Run.Ready = sandbox.Ready, "", true })
+		x.update(func(sb *Sandbox) { sb.State, sb.Reason, sb.Failed, sb.Run.Ready = sandbox.Ready, "", false, true })
 	}
 }
 
@@ -248,7 +248,7 @@ func (x *execution) beginRun() error {
 	x.update(func(sb *Sandbox) {
 		sb.Layers = plan.Without(sb.Layers, func(l plan.Layer) bool { return l.Phase == phase.BeforeStart })
 		sb.Run = Run{Run: sandbox.Run{Number: sb.Run.Number + 1, Started: x.e.Now()}, Active: true, Cause: startCause[x.op.Kind]}
-		sb.State, sb.Reason = sandbox.Starting, ""
+		sb.State, sb.Reason, sb.Failed = sandbox.Starting, "", false
 	})
 	x.op.Run = x.sb.Run.Number
 	x.putOperation()

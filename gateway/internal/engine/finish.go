@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"math"
 
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
@@ -92,6 +93,22 @@ func (x *execution) ended(undone bool) {
 		sb.State = sandbox.Deleted
 		if x.e.forgetHoldings(&x.tx, x.s) {
 			sb.State = sandbox.Releasing
+			x.e.countDown(sb)
+		}
+	})
+}
+
+// countDown lets those who watch see when a sandbox counts as deleted, though its releases go on.
+func (e *Engine) countDown(sb *Sandbox) {
+	left := e.overdue(e.Catalog.Current(), sb)
+	if left == math.MaxInt64 {
+		return
+	}
+	e.spawn(func() {
+		if sleep(e.ctx, left) {
+			e.mu.Lock()
+			e.notify()
+			e.mu.Unlock()
 		}
 	})
 }

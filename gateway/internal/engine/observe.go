@@ -140,9 +140,9 @@ func (e *Engine) note(s *subject, sb *Sandbox, st *driver.Status) *Sandbox {
 	}
 	switch {
 	case running && st.State == driver.Failed:
-		next.State, next.Reason = sandbox.Failing, reason
+		next.State, next.Reason, next.Failed = sandbox.Failing, reason, true
 	case running && st.State == driver.Ready && sb.Run.Ready:
-		next.State, next.Reason = sandbox.Ready, ""
+		next.State, next.Reason, next.Failed = sandbox.Ready, "", false
 	case st.State == driver.Exited && running:
 		next.Reason = reason
 	}
@@ -158,7 +158,7 @@ func (e *Engine) note(s *subject, sb *Sandbox, st *driver.Status) *Sandbox {
 }
 
 func same(a, b *Sandbox) bool {
-	return a.State == b.State && a.Reason == b.Reason && a.Run.ExitCode == b.Run.ExitCode &&
+	return a.State == b.State && a.Failed == b.Failed && a.Reason == b.Reason && a.Run.ExitCode == b.Run.ExitCode &&
 		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Objects, b.Objects)
 }
 

@@ -49,11 +49,20 @@ type Sandbox struct {
 	Objects    []driver.RealObject `json:"objects,omitempty"`
 	Undone     bool                `json:"undone,omitempty"`   // its create was undone
 	Lost       bool                `json:"lost,omitempty"`     // its run was lost and is to be restored
+	Failed     bool                `json:"failed,omitempty"`   // the driver says that it cannot run
 	Leftover   bool                `json:"leftover,omitempty"` // the driver showed something of it after it was gone
+
+	// Overdue says of one that is released still that this takes longer than the release timeout: it counts as deleted.
+	// It is looked up, not kept.
+	Overdue bool `json:"-"`
 
 	Spec   sandbox.Spec `json:"-"` // sealed
 	Layers []plan.Layer `json:"-"` // sealed
 }
+
+// Passing reports whether a sandbox in error is expected to get out of it by itself: what was lost is tried again, and
+// what was not ready in time may become so.
+func (s *Sandbox) Passing() bool { return s.State == sandbox.Failing && (s.Lost || !s.Failed) }
 
 // Run is one time that the sandbox runs.
 type Run struct {

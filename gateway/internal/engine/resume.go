@@ -213,6 +213,9 @@ func (e *Engine) resumeSubject(s *subject, inFlight map[string]bool) {
 	if len(waiting) == 0 {
 		s.push(&task{fixed: true, run: func(context.Context) { e.settle(s) }}, false)
 	}
+	if sb != nil && sb.State == sandbox.Releasing {
+		e.countDown(sb)
+	}
 	if sb != nil && sb.State == sandbox.Starting {
 		if d := e.Catalog.Current().Drivers[sb.Driver]; d != nil {
 			e.expectReady(s, d, sb.Run.Number)

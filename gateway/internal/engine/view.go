@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"maps"
+	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sandgate/sandgate/gateway/internal/journal"
 	"github.com/sandgate/sandgate/gateway/internal/pipeline"
@@ -25,16 +27,77 @@ func (e *Engine) Changed() <-chan struct{} {
 
 // Sandboxes returns every sandbox, the newest last; those that are gone only with all.
 func (e *Engine) Sandboxes(all bool) []Sandbox {
+	gen := e.Catalog.Current()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var out []Sandbox
 	for _, s := range e.subjects {
 		if sb := s.sandbox; sb != nil && (all || sb.State != sandbox.Deleted) {
 			out = append(out, *sb)
+			last := &out[len(out)-1]
+			last.Overdue = e.overdue(gen, last) <= 0
 		}
 	}
 	slices.SortFunc(out, func(a, b Sandbox) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
 	return out
+}
+
+// Lookup returns the sandbox of an id.
+func (e *Engine) Lookup(id string) (Sandbox, bool) {
+	gen := e.Catalog.Current()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.subjects[id]
+	if s == nil || s.sandbox == nil {
+		return Sandbox{}, false
+	}
+	sb := *s.sandbox
+	sb.Overdue = e.overdue(gen, &sb) <= 0
+	return sb, true
+}
+
+// overdue returns how long the releases of a sandbox have until it counts as deleted all the same; never where it is
+// not being released.
+func (e *Engine) overdue(gen *Generation, sb *Sandbox) time.Duration {
+	d := gen.Drivers[sb.Driver]
+	if sb.State != sandbox.Releasing || sb.Ended == nil || d == nil {
+		return math.MaxInt64
+	}
+	return d.ReleaseTimeout - e.Now().Sub(*sb.Ended)
+}
+
+// Progress is what is being done for a sandbox at the moment.
+type Progress struct {
+	Operation phase.Operation
+	Phase     phase.Phase // or
+	Driver    string      // the driver's call
+	Extension string
+	Since     time.Time
+}
+
+// String says it for people.
+func (p Progress) String() string {
+	if p.Phase == "" {
+		return "driver " + p.Driver
+	}
+	return p.Extension + " " + string(p.Phase)
+}
+
+// Progress returns the step of a sandbox that is begun and has not ended.
+func (e *Engine) Progress(id string) (Progress, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, op := range e.operations {
+		if op.Subject != id {
+			continue
+		}
+		for _, st := range slices.Backward(e.steps[op.ID]) {
+			if st.State == StepBegun {
+				return Progress{Operation: op.Kind, Phase: st.Phase, Driver: st.Driver, Extension: st.Extension, Since: st.Started}, true
+			}
+		}
+	}
+	return Progress{}, false
 }
 
 // Workspaces returns every workspace; those that are gone only with all.
