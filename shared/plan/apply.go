@@ -69,10 +69,10 @@ func (p *Plan) permitted(owner Owner, ph phase.Phase, grant Grant, k *kind, o Ob
 		}
 		name := join(place)
 		if !slices.ContainsFunc(p.schema.points, func(pt Point) bool { return pt.Open(ph) && covered(pt.Pattern) }) {
-			return denied(grant, "%s contributes to %s of %s, which the driver does not open in %s%s", owner, name, o.Ref(), ph, whose(own, old))
+			return denied(grant, "%s contributes to %s of %s, which the driver does not open in %s%s", owner, name, o.Ref(), ph, whose(own, old, place))
 		}
 		if !slices.ContainsFunc(grant.Mutate, covered) {
-			return denied(grant, "%s contributes to %s of %s, which its grant does not have in mutate%s", owner, name, o.Ref(), whose(own, old))
+			return denied(grant, "%s contributes to %s of %s, which its grant does not have in mutate%s", owner, name, o.Ref(), whose(own, old, place))
 		}
 		return nil
 	}
@@ -88,9 +88,13 @@ func (p *Plan) permitted(owner Owner, ph phase.Phase, grant Grant, k *kind, o Ob
 	return nil
 }
 
-func whose(own bool, old *object) string {
+// whose says who has the field already, or the object.
+func whose(own bool, old *object, place []string) string {
 	if own {
 		return ""
+	}
+	if owner := old.owners[join(place[1:])].owner; owner != "" {
+		return " (" + string(owner) + " set it; the object is " + string(old.creator) + "'s)"
 	}
 	return " (the object is " + string(old.creator) + "'s)"
 }

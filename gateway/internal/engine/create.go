@@ -124,7 +124,7 @@ func (e *Engine) create(ctx context.Context, s *subject, op Operation, h *Handle
 	}
 	x.run()
 	err = x.opError()
-	e.leaveWorkspace(x.sb.WorkspaceID)
+	e.leaveWorkspace(sb)
 }
 
 // plannedCreate asks everyone who decides before anything is touched. It counts the create in with its workspace.
@@ -139,20 +139,20 @@ func (e *Engine) plannedCreate(ctx context.Context, s *subject, op Operation, h 
 	}
 	within := op.Origin
 	within.Trace = op.Trace
-	ws, err := e.enterWorkspace(ctx, gen, d, sb.Workspace, within)
+	ws, err := e.enterWorkspace(ctx, gen, d, sb, within)
 	if err != nil {
 		return nil, err
 	}
 	sb.WorkspaceID = ws.ID
 	if err := p.within(ctx, func(ctx context.Context) error { return p.plan(ctx, ws) }); err != nil {
-		e.leaveWorkspace(ws.ID)
+		e.leaveWorkspace(sb)
 		return nil, err
 	}
 	sb.Generation = gen.ID
 	sb.Run = Run{Run: sandbox.Run{Number: 1, Started: e.Now()}, Active: true, Cause: phase.CauseCreate}
 	x, err := e.execution(ctx, s, op, h, gen, sb)
 	if err != nil {
-		e.leaveWorkspace(ws.ID)
+		e.leaveWorkspace(sb)
 		return nil, err
 	}
 	x.plan, x.wsPlan = p.prepared.Plan, p.wsPlan

@@ -27,16 +27,25 @@ func (x *execution) drive(c call) error {
 			return err
 		}
 	}
+	resumed := !s.Started.IsZero()
 	s.Started = x.e.Now()
 	x.putStep(*s)
 	x.putFirst()
 	if err := x.commit(); err != nil {
 		return err
 	}
-	if builds {
-		return x.build(c, s)
+	switch {
+	case !builds:
+		return x.takeAway(c, s)
+	case resumed:
+		s.Attempt++ // the one that was in flight when the gateway stopped
+		if x.alreadyDone(c) {
+			x.end(s, StepOK, nil)
+			x.launched(c)
+			return nil
+		}
 	}
-	return x.takeAway(c, s)
+	return x.build(c, s)
 }
 
 func (x *execution) build(c call, s *Step) error {
@@ -59,7 +68,8 @@ func (x *execution) build(c call, s *Step) error {
 			return context.Cause(x.ctx)
 		}
 		if !inDoubt(err) || s.Attempt >= launchAttempts {
-			x.op.Refused = c == callCreate && fault.Is(err, fault.AlreadyExists)
+			// After an attempt whose outcome is unknown something of ours may be there as well.
+			x.op.Refused = c == callCreate && s.Attempt == 1 && fault.Is(err, fault.AlreadyExists)
 			x.end(s, StepFailed, err)
 			return fmt.Errorf("driver %q: %s: %w", x.d.Name, c, err)
 		}

@@ -77,8 +77,9 @@ type Engine struct {
 	mu         sync.Mutex
 	closing    bool
 	subjects   map[string]*subject
-	names      map[string]string // unique name of a live or arriving sandbox -> its id
-	workspaces map[string]string // driver/name of a live workspace -> its id
+	names      map[string]string   // unique name of a live or arriving sandbox -> its id
+	workspaces map[string]string   // driver/name of a live workspace -> its id
+	arriving   map[string][]string // driver/name of a workspace -> the names of creates in flight in it
 	operations map[string]*Operation
 	steps      map[string][]*Step // of unfinished operations
 	switches   map[string]Disabled
@@ -108,6 +109,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		subjects:   map[string]*subject{},
 		names:      map[string]string{},
 		workspaces: map[string]string{},
+		arriving:   map[string][]string{},
 		operations: map[string]*Operation{},
 		steps:      map[string][]*Step{},
 		switches:   map[string]Disabled{},

@@ -45,6 +45,9 @@ func (x *execution) takesPart(b *pipeline.Bind) bool {
 	if x.sb == nil {
 		return !b.OnRequest // a workspace is prepared by those that take part in every sandbox of it
 	}
+	if x.op.Kind == phase.OpReady && slices.Contains(x.sb.Run.Without, b.Extension) {
+		return false // the run goes without it
+	}
 	return slices.Contains(x.sb.Binds, ActiveBind{Extension: b.Extension})
 }
 

@@ -17,7 +17,6 @@ type subject struct {
 	sandbox   *Sandbox
 	workspace *Workspace
 	holdings  map[string]*holding
-	creates   int  // of a workspace: creates in flight that count on it
 	closing   bool // of a workspace: a delete has begun
 
 	mu        sync.Mutex

@@ -10,34 +10,35 @@ import (
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
 
-// enterWorkspace returns the workspace of a create, ensured under the configuration, and counts the create in, so
-// that the workspace is not deleted under it. leaveWorkspace counts it out.
-func (e *Engine) enterWorkspace(ctx context.Context, gen *Generation, d *Driver, name string, origin sandbox.Origin) (*Workspace, error) {
+// enterWorkspace returns the workspace of a create, ensured under the configuration, and counts the create in from the
+// beginning, so that the workspace is not deleted under it. leaveWorkspace counts it out.
+func (e *Engine) enterWorkspace(ctx context.Context, gen *Generation, d *Driver, sb *Sandbox, origin sandbox.Origin) (*Workspace, error) {
+	e.mu.Lock()
+	key := sb.Driver + "/" + sb.Workspace
+	if s := e.subjects[e.workspaces[key]]; s != nil && s.closing {
+		e.mu.Unlock()
+		return nil, fault.New(fault.FailedPrecondition, "workspace %q of driver %q is being deleted", sb.Workspace, sb.Driver)
+	}
+	e.arriving[key] = append(e.arriving[key], sb.Name)
+	e.mu.Unlock()
 	for {
-		ws, err := e.enterIfEnsured(gen, d.Name, name)
-		if ws != nil || err != nil {
-			return ws, err
+		if ws := e.ensured(gen, key); ws != nil {
+			return ws, nil
 		}
-		if _, err := e.ensureWorkspace(gen, d, name, origin).Wait(ctx); err != nil {
+		if _, err := e.ensureWorkspace(gen, d, sb.Workspace, origin).Wait(ctx); err != nil {
+			e.leaveWorkspace(sb)
 			return nil, err
 		}
 	}
 }
 
-func (e *Engine) enterIfEnsured(gen *Generation, driver, name string) (*Workspace, error) {
+func (e *Engine) ensured(gen *Generation, key string) *Workspace {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s := e.subjects[e.workspaces[driver+"/"+name]]
-	switch {
-	case s == nil || s.workspace == nil:
-		return nil, nil
-	case s.closing:
-		return nil, fault.New(fault.FailedPrecondition, "workspace %q of driver %q is being deleted", name, driver)
-	case ensuredUnder(s.workspace, gen):
-		s.creates++
-		return s.workspace, nil
+	if s := e.subjects[e.workspaces[key]]; s != nil && s.workspace != nil && ensuredUnder(s.workspace, gen) {
+		return s.workspace
 	}
-	return nil, nil
+	return nil
 }
 
 // ensuredUnder reports whether a workspace is as the configuration wants it, or a newer one: it never goes back.
@@ -45,13 +46,17 @@ func ensuredUnder(ws *Workspace, gen *Generation) bool {
 	return ws.State == WorkspaceEnsured && ws.Generation >= gen.ID
 }
 
-func (e *Engine) leaveWorkspace(id string) {
+func (e *Engine) leaveWorkspace(sb *Sandbox) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s := e.subjects[id]; s != nil {
-		s.creates--
-		e.notify()
+	key := sb.Driver + "/" + sb.Workspace
+	if i := slices.Index(e.arriving[key], sb.Name); i >= 0 {
+		e.arriving[key] = slices.Delete(e.arriving[key], i, i+1)
 	}
+	if len(e.arriving[key]) == 0 {
+		delete(e.arriving, key)
+	}
+	e.notify()
 }
 
 // EnsureWorkspace brings a workspace into being, or applies its objects anew.
@@ -200,13 +205,15 @@ func (e *Engine) closeWorkspace(s *subject, driver, name string) error {
 			names = append(names, o.sandbox.Name)
 		}
 	}
+	arriving := slices.Sorted(slices.Values(e.arriving[driver+"/"+name]))
 	slices.Sort(names)
 	switch {
 	case len(names) > 0:
 		return fault.New(fault.FailedPrecondition, "workspace %q of driver %q has %d sandboxes: %s", name, driver, len(names),
 			strings.Join(names[:min(len(names), 10)], ", "))
-	case s.creates > 0:
-		return fault.New(fault.FailedPrecondition, "workspace %q of driver %q: %d creates are in flight in it", name, driver, s.creates)
+	case len(arriving) > 0:
+		return fault.New(fault.FailedPrecondition, "workspace %q of driver %q: %d creates are in flight in it: %s", name, driver,
+			len(arriving), strings.Join(arriving[:min(len(arriving), 10)], ", "))
 	}
 	s.closing = true
 	return nil
