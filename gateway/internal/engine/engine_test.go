@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -11,9 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sandgate/sandgate/gateway/internal/journal"
-	"github.com/sandgate/sandgate/shared/driver/drivertest"
 	"github.com/sandgate/sandgate/shared/extension"
-	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
@@ -52,125 +49,6 @@ func TestPhaseOrder(t *testing.T) {
 		if sb := r.get(id.ID); sb.State != sandbox.Deleted {
 			t.Errorf("it is %s", sb.State)
 		}
-	})
-}
-
-func TestScenario02DenialReleasesThoseThatStarted(t *testing.T) {
-	bubble(t, rigOptions{}, []string{"a", "b", "c"}, func(t *testing.T, r *rig) {
-		r.exts[1].on(phase.BeforeCreate, deny("not on a Tuesday"))
-		_, err := r.create("one")
-		if !fault.Is(err, fault.Denied) || !strings.Contains(err.Error(), "not on a Tuesday") {
-			t.Fatalf("create: %v", err)
-		}
-		got := r.log.take()
-		if diff := cmp.Diff([]string{"before_create a create", "before_create b create",
-			"on_create_failed b before_create_failed", "on_create_failed a before_create_failed"}, got[len(got)-4:]); diff != "" {
-			t.Errorf("after the denial (-want +got):\n%s", diff)
-		}
-		r.nothingHeld()
-		if _, err := r.create("one"); err == nil {
-			t.Error("b does not deny any more")
-		}
-		if n := r.world.Calls(drivertest.CallCreate); n != 0 {
-			t.Errorf("the driver was called %d times", n)
-		}
-	})
-}
-
-func TestScenario04FailOpenGoesOnWithout(t *testing.T) {
-	bubble(t, rigOptions{policy: "fail_open"}, []string{"a", "b"}, func(t *testing.T, r *rig) {
-		r.exts[0].on(phase.BeforeCreate, broken)
-		id, err := r.create("one")
-		r.must(err)
-		for _, l := range r.log.take() {
-			if l == "before_start a create" || l == "after_create a create" || l == "after_ready a create" {
-				t.Errorf("a was called after its failure: %s", l)
-			}
-		}
-		if sb := r.get(id.ID); !sb.Binds[0].Without || sb.State != sandbox.Ready {
-			t.Errorf("the record does not say that it runs without a: %+v", sb.Binds)
-		}
-		r.must(r.wait(r.engine.DeleteSandbox(id.ID, sandbox.Origin{})))
-		if got := strings.Join(r.log.take(), "\n"); !strings.Contains(got, "after_delete a") {
-			t.Errorf("a is not released:\n%s", got)
-		}
-		r.nothingHeld()
-	})
-}
-
-func TestScenario07DeleteOvertakesACreate(t *testing.T) {
-	bubble(t, rigOptions{}, []string{"a", "b"}, func(t *testing.T, r *rig) {
-		entered := make(chan struct{})
-		r.exts[0].on(phase.BeforeCreate, func(ctx context.Context, c *extension.Call) (*extension.Answer, error) {
-			close(entered)
-			<-ctx.Done()
-			return nil, ctx.Err()
-		})
-		h, id, err := r.engine.CreateSandbox(CreateRequest{Driver: "fake", Name: "one"})
-		r.must(err)
-		<-entered
-		r.must(r.wait(r.engine.DeleteSandbox(id.ID, sandbox.Origin{})))
-		if _, err := h.Wait(t.Context()); !fault.Is(err, fault.Canceled) {
-			t.Errorf("the create ended with %v", err)
-		}
-		got := r.log.take()
-		if last := got[len(got)-1]; last != "on_create_failed a cancelled" {
-			t.Errorf("it ended with %s", last)
-		}
-		r.nothingHeld()
-		r.exts[0].on(phase.BeforeCreate, nil)
-		_, err = r.create("one")
-		r.must(err)
-	})
-}
-
-func TestScenario09OneEnsureForManyCreates(t *testing.T) {
-	bubble(t, rigOptions{max: 4}, []string{"a"}, func(t *testing.T, r *rig) {
-		var handles []*Handle
-		for i := range 64 {
-			h, _, err := r.engine.CreateSandbox(CreateRequest{Driver: "fake", Name: "sb-" + string(rune('a'+i/26)) + string(rune('a'+i%26))})
-			r.must(err)
-			handles = append(handles, h)
-		}
-		for _, h := range handles {
-			_, err := h.Wait(t.Context())
-			r.must(err)
-		}
-		n := 0
-		for _, l := range r.log.take() {
-			if l == "ensure_workspace a" {
-				n++
-			}
-		}
-		if n != 1 {
-			t.Errorf("the workspace was ensured %d times", n)
-		}
-	})
-}
-
-func TestScenario12DeleteWhileTheRunsReleaseIsStuck(t *testing.T) {
-	bubble(t, rigOptions{}, []string{"a", "b"}, func(t *testing.T, r *rig) {
-		id, err := r.create("one")
-		r.must(err)
-		r.exts[0].on(phase.AfterStop, broken)
-		r.must(r.wait(r.engine.StopSandbox(id.ID, sandbox.Origin{})))
-		r.log.take()
-		r.must(r.wait(r.engine.DeleteSandbox(id.ID, sandbox.Origin{})))
-		if sb := r.get(id.ID); sb.State != sandbox.Releasing {
-			t.Errorf("it is %s", sb.State)
-		}
-		r.exts[0].on(phase.AfterStop, nil)
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		for _, l := range r.log.take() {
-			if strings.HasPrefix(l, "after_stop") && l != "after_stop a stopped" {
-				t.Errorf("a second release of the run: %s", l)
-			}
-		}
-		if sb := r.get(id.ID); sb.State != sandbox.Deleted {
-			t.Errorf("it is %s", sb.State)
-		}
-		r.nothingHeld()
 	})
 }
 
