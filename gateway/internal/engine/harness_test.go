@@ -221,6 +221,7 @@ type rig struct {
 	log     *callLog
 	opts    rigOptions
 	ids     atomic.Int64
+	began   time.Time
 }
 
 type rigOptions struct {
@@ -232,6 +233,7 @@ type rigOptions struct {
 	interval  time.Duration
 	features  drivertest.Options
 	phases    map[string][]phase.Phase // that an extension declares, where it is not all of them
+	grants    []plan.Pattern           // what every bind is granted besides
 	drives    bool                     // the calls of the driver that matter for the order are in the log too
 }
 
@@ -262,7 +264,7 @@ func newRig(t testing.TB, o rigOptions, names ...string) *rig {
 	if o.drives {
 		o.features.Observe = log.driven
 	}
-	r := &rig{t: t, world: drivertest.NewWorld(o.features), journal: journal.NewMemory(), log: log, opts: o,
+	r := &rig{t: t, world: drivertest.NewWorld(o.features), journal: journal.NewMemory(), log: log, opts: o, began: time.Now(),
 		catalog: &catalog{all: map[string]*Generation{}}}
 	for _, n := range names {
 		r.exts = append(r.exts, newScripted(n, r.log, o.phases[n]...))
@@ -289,6 +291,8 @@ func (r *rig) configure(exts ...*scripted) *Generation {
 			Grant:   plan.Grant{Mutate: []plan.Pattern{"Box.annotations", "Box.image", "Box.address", "Net.subnet", "Box.environment"}, Override: []plan.Pattern{"Box.image"}, Source: "test.hcl:1"},
 			Default: pipeline.PhasePolicy{Timeout: 30 * time.Second, FailurePolicy: r.opts.policy, Attempts: r.opts.attempts},
 			Program: x, Authoritative: r.opts.authority})
+		b := binds[len(binds)-1]
+		b.Grant.Mutate = append(b.Grant.Mutate, r.opts.grants...)
 	}
 	r.catalog.mu.Lock()
 	defer r.catalog.mu.Unlock()
