@@ -21,6 +21,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -213,7 +215,40 @@ func (x *process) connect(ctx context.Context, socket string, within time.Durati
 	if status != grpc_health_v1.HealthCheckResponse_SERVING {
 		return fmt.Errorf("its health service says %s of %q", status, wire.HealthService)
 	}
+	go x.stdio()
 	return nil
+}
+
+// stdio reads what a program prints by way of go-plugin's own stream, which programs that use go-plugin do: it would
+// stand still if nobody read it. It ends with the connection.
+func (x *process) stdio() {
+	stream, err := x.conn.NewStream(context.Background(), &grpc.StreamDesc{ServerStreams: true}, "/plugin.GRPCStdio/StreamStdio")
+	if err != nil {
+		return
+	}
+	if err := errors.Join(stream.SendMsg(&emptypb.Empty{}), stream.CloseSend()); err != nil {
+		return
+	}
+	for {
+		var chunk emptypb.Empty // its fields are unknown to it: a channel, and bytes
+		if stream.RecvMsg(&chunk) != nil {
+			return
+		}
+		for rest := []byte(chunk.ProtoReflect().GetUnknown()); len(rest) > 0; {
+			number, kind, n := protowire.ConsumeTag(rest)
+			if n < 0 {
+				break
+			}
+			value := protowire.ConsumeFieldValue(number, kind, rest[n:])
+			if value < 0 {
+				break
+			}
+			if data, ok := protowire.ConsumeBytes(rest[n:]); number == 2 && kind == protowire.BytesType && ok >= 0 {
+				_, _ = x.err.Write(data)
+			}
+			rest = rest[n+value:]
+		}
+	}
 }
 
 func dial(socket string, config *tls.Config) (*grpc.ClientConn, error) {

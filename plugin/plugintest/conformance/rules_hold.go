@@ -208,7 +208,11 @@ func overtaking(ctx context.Context, r *rig) error {
 	if !r.has(phase.Reconcile) {
 		return notApplicable("it does not reconcile, so what is left cannot be seen")
 	}
-	var released []*subject
+	type release struct {
+		s  *subject
+		of phase.Lifetime
+	}
+	var released []release
 	for _, p := range phases {
 		for _, wait := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
 			s, err := r.fresh(ctx, p)
@@ -227,12 +231,7 @@ func overtaking(ctx context.Context, r *rig) error {
 			if err != nil {
 				return fmt.Errorf("the release of a call of %s that was cancelled: %w", p, err)
 			}
-			if p.Takes() == phase.Run && r.has(phase.OnCreateFailed) {
-				if _, err := r.do(ctx, s, phase.OnCreateFailed); err != nil {
-					return err
-				}
-			}
-			released = append(released, s)
+			released = append(released, release{s, p.Takes()})
 		}
 	}
 	settled := time.NewTimer(r.patience / 10) // for what goes on behind an answer's back
@@ -242,12 +241,12 @@ func overtaking(ctx context.Context, r *rig) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range released {
-		if got := held.of(s); len(got) > 0 {
-			return fmt.Errorf("a call was cancelled, its release was answered, and %s is held for %s still", texts(got), s.id())
+	for _, x := range released {
+		if got := held[key{x.s.id(), x.of}]; len(got) > 0 {
+			return fmt.Errorf("a call was cancelled, its release was answered, and %s is held for %s still", texts(got), x.s.id())
 		}
 	}
-	return nil
+	return r.releaseAll(ctx)
 }
 
 func entriesFit(ctx context.Context, r *rig) error {

@@ -305,12 +305,15 @@ func malformed(ctx context.Context, r *rig) error {
 		return err
 	}
 	for _, p := range r.manifest.Phases {
-		for _, c := range []*extension.Call{{}, {Bind: "nobody/knows", Config: []byte("{"), State: &extension.State{SchemaVersion: -1, Payload: []byte{0xff, '{'}},
+		for i, c := range []*extension.Call{{}, {}, {Bind: "nobody/knows", Config: []byte("{"), State: &extension.State{SchemaVersion: -1, Payload: []byte{0xff, '{'}},
 			Number: 1, Plan: []plan.Object{{}}, Orphans: []extension.Entry{{}}, Lost: []extension.Entry{{Kind: "?", ID: "?"}}}} {
 			c.Phase = p
 			req, answer, err := messages(c)
 			if err != nil {
 				return err
+			}
+			if i == 0 {
+				proto.Reset(req) // not even an empty subject
 			}
 			err = r.raw(ctx, p, req, answer)
 			if status.Code(err) == codes.Unavailable || status.Code(err) == codes.DeadlineExceeded || x.ended(0) {
