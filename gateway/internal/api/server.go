@@ -23,8 +23,8 @@ import (
 type Host interface {
 	// Version says what runs.
 	Version() *gatewayv1.GetVersionResponse
-	// Reload loads the configuration anew and says what changed.
-	Reload(ctx context.Context) (*gatewayv1.ReloadResponse, error)
+	// Reload loads the configuration anew, on the word of the caller, and says what changed.
+	Reload(ctx context.Context, caller string) (*gatewayv1.ReloadResponse, error)
 	// Extensions returns every extension program, with what was negotiated.
 	Extensions() []*gatewayv1.Extension
 	// Drivers returns every configured driver.
@@ -71,7 +71,7 @@ func (s *Server) GetVersion(context.Context, *gatewayv1.GetVersionRequest) (*gat
 }
 
 func (s *Server) Reload(ctx context.Context, _ *gatewayv1.ReloadRequest) (*gatewayv1.ReloadResponse, error) {
-	return s.host.Reload(ctx)
+	return s.host.Reload(ctx, origin(ctx).Caller)
 }
 
 func (s *Server) CreateSandbox(ctx context.Context, r *gatewayv1.CreateSandboxRequest) (*gatewayv1.OperationResponse, error) {

@@ -40,6 +40,9 @@ type TLS struct {
 	Range               hcl.Range
 }
 
+// Files returns what the block names.
+func (t TLS) Files() [3]string { return [3]string{t.Cert, t.Key, t.ClientCA} }
+
 // Store is the `store` block.
 type Store struct {
 	Type  string // "sqlite" or "postgres"

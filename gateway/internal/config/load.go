@@ -178,7 +178,14 @@ func (f *Findings) add(at *hcl.Range, summary, detail string) {
 func (f *Findings) extend(d hcl.Diagnostics) { f.diags = append(f.diags, d...) }
 
 // Add puts a finding of somebody else's into the list, at a place of the configuration.
-func (f *Findings) Add(at hcl.Range, summary, detail string) { f.add(&at, summary, detail) }
+// The zero range is no place.
+func (f *Findings) Add(at hcl.Range, summary, detail string) {
+	if at.Filename == "" {
+		f.add(nil, summary, detail)
+		return
+	}
+	f.add(&at, summary, detail)
+}
 
 // AddDiagnostics puts diagnostics of a body that was decoded elsewhere into the list.
 func (f *Findings) AddDiagnostics(d hcl.Diagnostics) { f.extend(d) }

@@ -83,6 +83,28 @@ func (d *Daemon) populate(ctx context.Context, gen *generation, f *config.Findin
 	return nil
 }
 
+// refuseChanged refuses a reload that changes what is fixed while the gateway runs: it would be ignored quietly.
+func refuseChanged(was, is *config.Config, f *config.Findings) {
+	for _, x := range []struct {
+		name    string
+		differs bool
+	}{
+		{"data_dir", was.Gateway.DataDir != is.Gateway.DataDir},
+		{"listen", was.Gateway.Listen != is.Gateway.Listen},
+		{"max_operations", was.Gateway.MaxOperations != is.Gateway.MaxOperations},
+		{"metrics", was.Gateway.Metrics != is.Gateway.Metrics},
+		{"tracing", was.Gateway.Tracing != is.Gateway.Tracing},
+		{"tls", (was.Gateway.TLS == nil) != (is.Gateway.TLS == nil) || was.Gateway.TLS != nil && was.Gateway.TLS.Files() != is.Gateway.TLS.Files()},
+	} {
+		if x.differs {
+			f.Add(is.Gateway.Range, "Setting cannot be changed while the gateway runs", fmt.Sprintf("%s differs from what the gateway was started with: restart the gateway.", x.name))
+		}
+	}
+	if was.Store.Type != is.Store.Type || was.Store.URL != is.Store.URL {
+		f.Add(is.Store.Range, "Setting cannot be changed while the gateway runs", "The store differs from the one that the gateway was started with: restart the gateway.")
+	}
+}
+
 // openDrivers opens the base drivers that are not open yet, and makes the composed ones.
 func (d *Daemon) openDrivers(ctx context.Context, gen *generation, f *config.Findings) error {
 	for _, c := range gen.config.Drivers {

@@ -225,7 +225,7 @@ func (d *Daemon) wait(ctx context.Context, served <-chan error) error {
 		case <-d.engine.Done():
 			return d.engine.Err()
 		case <-d.opts.Reload:
-			if _, err := d.Reload(ctx); err != nil {
+			if _, err := d.Reload(ctx, "SIGHUP"); err != nil {
 				d.log.Error("the configuration was not reloaded; the one before stays in force", "err", err)
 			}
 		}

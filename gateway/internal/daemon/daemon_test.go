@@ -273,7 +273,7 @@ func TestADroppedExtensionStillReleases(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.write("", "")
-	if _, err := s.d.Reload(t.Context()); err != nil {
+	if _, err := s.d.Reload(t.Context(), "test"); err != nil {
 		t.Fatal(err)
 	}
 	sb, err := s.d.engine.Find(engine.Ref{IDOrName: id.ID})
@@ -295,7 +295,7 @@ func TestADroppedExtensionStillReleases(t *testing.T) {
 	if s.held() != 0 {
 		t.Error("what the dropped extension held is held still")
 	}
-	if _, err := s.d.Reload(t.Context()); err != nil {
+	if _, err := s.d.Reload(t.Context(), "test"); err != nil {
 		t.Fatal(err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(s.dir, "data/programs/*")); len(left) > 0 {
@@ -405,7 +405,7 @@ func TestAnImageIsReplacedOnlyWithOverride(t *testing.T) {
 		t.Errorf("without override: %v", err)
 	}
 	s.write(s.keeperBlock(""), "bind \"keeper\" {\n    grant {\n      mutate   = [\"Process.labels\", \"Process.image\"]\n      override = [\"Process.image\"]\n    }\n  }")
-	if _, err := s.d.Reload(t.Context()); err != nil {
+	if _, err := s.d.Reload(t.Context(), "test"); err != nil {
 		t.Fatal(err)
 	}
 	id, err := s.create("one", spec)
@@ -440,7 +440,7 @@ func TestABadReloadChangesNothing(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(s.dir, "site.hcl"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.d.Reload(t.Context()); err == nil {
+		if _, err := s.d.Reload(t.Context(), "test"); err == nil {
 			t.Errorf("%s: it was loaded", name)
 		}
 	}

@@ -186,7 +186,7 @@ func TestTheSocketIsItsUsersAlone(t *testing.T) {
 	}
 	// A reload that changes the door's setting serves the new one on the same socket; one that drops it serves none.
 	s.writeExposed("30s", "")
-	if _, err := s.d.Reload(t.Context()); err != nil {
+	if _, err := s.d.Reload(t.Context(), "test"); err != nil {
 		t.Fatal(err)
 	}
 	after, err := s.dialDoor().GetCapabilities(t.Context(), &computev1.GetCapabilitiesRequest{})

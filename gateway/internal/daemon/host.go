@@ -37,11 +37,17 @@ func (d *Daemon) Version() *gatewayv1.GetVersionResponse {
 }
 
 // Reload implements api.Host: the new configuration is validated, launched and negotiated before anything changes.
-func (d *Daemon) Reload(ctx context.Context) (*gatewayv1.ReloadResponse, error) {
+func (d *Daemon) Reload(ctx context.Context, caller string) (*gatewayv1.ReloadResponse, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
 	cfg, f := config.Load(d.opts.Paths, config.Options{Dev: d.opts.Dev, Types: drivers.Names()})
 	if cfg == nil {
+		return nil, fault.New(fault.Invalid, "the configuration is wrong, and nothing was changed: %s", f)
+	}
+	if d.opts.DataDir != "" {
+		cfg.Gateway.DataDir = d.opts.DataDir
+	}
+	if refuseChanged(d.catalog.current().config, cfg, f); f.HasErrors() {
 		return nil, fault.New(fault.Invalid, "the configuration is wrong, and nothing was changed: %s", f)
 	}
 	before := d.catalog.current().parts()
@@ -72,6 +78,9 @@ func (d *Daemon) Reload(ctx context.Context) (*gatewayv1.ReloadResponse, error) 
 		d.log.Warn("what nothing refers to any more could not all be removed; the next reload tries again", "err", err)
 	}
 	changes := difference(before, gen.parts())
+	if err := d.engine.Reloaded(gen.ID, changes, caller); err != nil {
+		d.log.Warn("the reload was not written to the audit", "err", err)
+	}
 	d.log.Info("the configuration was reloaded", "generation", gen.ID, "changes", changes)
 	return &gatewayv1.ReloadResponse{Generation: gen.ID, Changes: changes}, nil
 }

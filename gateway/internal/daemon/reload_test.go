@@ -22,7 +22,7 @@ const tunedBind = "bind \"keeper\" {\n  timeout = %q\n  grant { mutate = [\"Proc
 func (s *site) reload(tag, timeout string) []string {
 	s.t.Helper()
 	s.write(s.keeperBlock(fmt.Sprintf("tag = %q", tag)), fmt.Sprintf(tunedBind, timeout))
-	r, err := s.d.Reload(s.t.Context())
+	r, err := s.d.Reload(s.t.Context(), "test")
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -149,4 +149,30 @@ func TestNoCreateFailsDuringReloads(t *testing.T) {
 		defer s.d.mu.Unlock()
 		return len(s.d.running) == 1
 	})
+}
+
+// What a reload cannot change is refused, not ignored.
+func TestAReloadOfWhatIsFixedIsRefused(t *testing.T) {
+	s := newSite(t)
+	s.write("", "")
+	s.start()
+	defer s.end()
+	raw, err := os.ReadFile(filepath.Join(s.dir, "site.hcl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for setting, changed := range map[string]string{
+		"data_dir":       strings.Replace(string(raw), s.dir+"/data", s.dir+"/other", 1),
+		"listen":         strings.Replace(string(raw), "/gw.sock", "/other.sock", 1),
+		"max_operations": strings.Replace(string(raw), "gateway {", "gateway {\n  max_operations = 7", 1),
+		"metrics":        strings.Replace(string(raw), "gateway {", "gateway {\n  metrics = \"unix://"+s.dir+"/m.sock\"", 1),
+		"store":          string(raw) + "store \"postgres\" {\n  url = \"postgres:///x\"\n}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(s.dir, "site.hcl"), []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.d.Reload(t.Context(), "test"); err == nil || !strings.Contains(err.Error(), setting) {
+			t.Errorf("%s: %v", setting, err)
+		}
+	}
 }

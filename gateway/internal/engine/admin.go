@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sandgate/sandgate/shared/fault"
@@ -41,6 +42,13 @@ func (e *Engine) Enable(extension, actor string) error {
 	var tx change
 	tx.delete(kindSwitch, extension, func() { delete(e.switches, extension) })
 	e.putAudit(&tx, AuditEntry{What: "operator", Extension: extension, Actor: actor, Text: "extension enable"})
+	return e.commit(&tx, nil)
+}
+
+// Reloaded writes down that the configuration was loaded anew, and what that changed.
+func (e *Engine) Reloaded(generation string, changes []string, actor string) error {
+	var tx change
+	e.putAudit(&tx, AuditEntry{What: "operator", Subject: generation, Actor: actor, Text: "gateway reload: " + strings.Join(changes, "; ")})
 	return e.commit(&tx, nil)
 }
 

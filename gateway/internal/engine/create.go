@@ -161,6 +161,11 @@ func (e *Engine) plannedCreate(ctx context.Context, s *subject, op Operation, h 
 	for i := range p.calls {
 		x.auditPure(&p.calls[i])
 	}
+	for _, l := range p.prepared.Layers {
+		if l.Phase == phase.PreparePlan {
+			x.auditLayer(l, p.prepared.Plan)
+		}
+	}
 	return x, nil
 }
 

@@ -61,6 +61,9 @@ func (x *execution) run() {
 	if err := x.enterPlace(); err != nil {
 		return
 	}
+	if !x.written && x.op.Origin.Caller != "" {
+		x.audit(AuditEntry{What: "operator", Actor: x.op.Origin.Caller, Text: fmt.Sprintf("%s of %s/%s/%s", x.op.Kind, x.op.Driver, x.op.Workspace, x.op.Name)})
+	}
 	x.s.mu.Lock()
 	x.s.current = x
 	x.s.mu.Unlock()

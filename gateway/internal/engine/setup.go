@@ -166,6 +166,11 @@ func (x *execution) contributed(l plan.Layer, p *plan.Plan) {
 	} else {
 		x.update(func(sb *Sandbox) { sb.Layers = append(slices.Clone(sb.Layers), l) })
 	}
+	x.auditLayer(l, p)
+}
+
+// auditLayer writes down a contribution, and what it took from others.
+func (x *execution) auditLayer(l plan.Layer, p *plan.Plan) {
 	for _, o := range l.Objects {
 		x.audit(AuditEntry{What: "contribution", Extension: string(l.Owner), Phase: l.Phase, Text: o.Ref()})
 	}
