@@ -10,9 +10,8 @@ import (
 // change is what one commit writes. What is put into it becomes visible to others only when it is durable.
 // A later put of a record replaces an earlier one, so that a change may be gathered over several decisions.
 type change struct {
-	order  []string
-	writes map[string]journal.Write
-	show   map[string]func()
+	writes []journal.Write
+	shows  []func() // beside each write; nil: it shows nowhere
 }
 
 func (c *change) put(r journal.Record, show func()) { c.add(journal.Write{Record: r}, show) }
@@ -22,17 +21,16 @@ func (c *change) delete(kind, id string, show func()) {
 }
 
 func (c *change) add(w journal.Write, show func()) {
-	if c.writes == nil {
-		c.writes, c.show = map[string]journal.Write{}, map[string]func(){}
+	for i := range c.writes { // they are few
+		if r := &c.writes[i].Record; r.Kind == w.Record.Kind && r.ID == w.Record.ID {
+			c.writes[i], c.shows[i] = w, show
+			return
+		}
 	}
-	key := w.Record.Kind + "\x00" + w.Record.ID
-	if _, ok := c.writes[key]; !ok {
-		c.order = append(c.order, key)
-	}
-	c.writes[key], c.show[key] = w, show
+	c.writes, c.shows = append(c.writes, w), append(c.shows, show)
 }
 
-func (c *change) empty() bool { return len(c.order) == 0 }
+func (c *change) empty() bool { return len(c.writes) == 0 }
 
 // commit makes the change durable, then visible. While the store is full or locked it waits and tries again, since
 // nothing may go on that is not written down; stuck, where not nil, is told why. Any other error is final.
@@ -40,12 +38,8 @@ func (e *Engine) commit(c *change, stuck func(error)) error {
 	if c.empty() {
 		return nil
 	}
-	writes := make([]journal.Write, len(c.order))
-	for i, key := range c.order {
-		writes[i] = c.writes[key]
-	}
 	for n := 1; ; n++ {
-		err := e.Journal.Commit(e.ctx, writes)
+		err := e.Journal.Commit(e.ctx, c.writes)
 		if e.ctx.Err() != nil {
 			return e.Err()
 		}
@@ -73,8 +67,8 @@ func (e *Engine) commit(c *change, stuck func(error)) error {
 
 func (e *Engine) publish(c *change) {
 	e.mu.Lock()
-	for _, key := range c.order {
-		if show := c.show[key]; show != nil {
+	for _, show := range c.shows {
+		if show != nil {
 			show()
 		}
 	}

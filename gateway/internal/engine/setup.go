@@ -147,7 +147,9 @@ func (x *execution) answered(s *Step, h *holding, r pipeline.Result) error {
 		rec.State = r.State
 	}
 	if l := s.Phase.Lifetime(); l != phase.None {
-		rec.Entries = with(rec.Entries, l, r.Entries)
+		if rec.Entries = without(rec.Entries, l); len(r.Entries) > 0 {
+			rec.Entries = with(rec.Entries, l, r.Entries)
+		}
 		rec.Doubt = without(rec.Doubt, l)
 	}
 	x.e.putHolding(&x.tx, h, rec)
@@ -293,8 +295,11 @@ func with[K comparable, V any](m map[K]V, k K, v V) map[K]V {
 	return out
 }
 
-// without returns the map without an entry, leaving the given one as it is.
+// without returns the map without an entry, leaving the given one as it is; nil where nothing is left.
 func without[K comparable, V any](m map[K]V, k K) map[K]V {
+	if _, ok := m[k]; len(m) == 0 || ok && len(m) == 1 {
+		return nil
+	}
 	out := make(map[K]V, len(m))
 	for a, b := range m {
 		if a != k {

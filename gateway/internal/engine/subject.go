@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/sandgate/sandgate/shared/driver"
@@ -75,7 +76,9 @@ func (s *subject) loop() {
 			return
 		}
 		t := s.queue[0]
-		s.queue = s.queue[1:]
+		if s.queue = slices.Delete(s.queue, 0, 1); len(s.queue) == 0 {
+			s.queue = nil // what it did would be kept as long as the subject
+		}
 		ctx, cancel := context.WithCancelCause(s.e.ctx)
 		if !t.fixed {
 			s.interrupt = cancel

@@ -38,7 +38,7 @@ func (e *Engine) Sandboxes(all bool) []Sandbox {
 			last.Overdue = e.overdue(gen, last) <= 0
 		}
 	}
-	slices.SortFunc(out, func(a, b Sandbox) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(out, byAge)
 	return out
 }
 
@@ -122,14 +122,9 @@ type Ref struct{ IDOrName, Driver, Workspace string }
 // Find returns the sandbox that is meant: the one of that id; else the newest of that name, live ones first. A name
 // that several drivers or workspaces have is Invalid, naming them.
 func (e *Engine) Find(r Ref) (Sandbox, error) {
-	var match []Sandbox
-	for _, sb := range e.Sandboxes(true) {
-		if sb.ID == r.IDOrName {
-			return sb, nil
-		}
-		if sb.Name == r.IDOrName && (r.Driver == "" || sb.Driver == r.Driver) && (r.Workspace == "" || sb.Workspace == r.Workspace) {
-			match = append(match, sb)
-		}
+	match := e.named(r)
+	if len(match) > 0 && match[0].ID == r.IDOrName {
+		return match[0], nil
 	}
 	if len(match) == 0 {
 		return Sandbox{}, fault.New(fault.NotFound, "there is no sandbox %q", r.IDOrName)
@@ -148,6 +143,25 @@ func (e *Engine) Find(r Ref) (Sandbox, error) {
 	}
 	return match[len(match)-1], nil
 }
+
+// named returns the sandbox of that id alone, or those of that name, the newest last.
+func (e *Engine) named(r Ref) []Sandbox {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if s := e.subjects[r.IDOrName]; s != nil && s.sandbox != nil {
+		return []Sandbox{*s.sandbox}
+	}
+	var match []Sandbox
+	for _, s := range e.subjects {
+		if sb := s.sandbox; sb != nil && sb.Name == r.IDOrName && (r.Driver == "" || sb.Driver == r.Driver) && (r.Workspace == "" || sb.Workspace == r.Workspace) {
+			match = append(match, *sb)
+		}
+	}
+	slices.SortFunc(match, byAge)
+	return match
+}
+
+func byAge(a, b Sandbox) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) }
 
 // FindWorkspace returns a live workspace by driver and name.
 func (e *Engine) FindWorkspace(driver, name string) (Workspace, error) {
