@@ -160,8 +160,10 @@ func TestAShimThatIsKilledTakesItsSandboxAlong(t *testing.T) {
 	if k.d.host.network {
 		w, network = k.workspace("10.203.20.0/24"), []plan.Object{at("10.203.20.2")}
 	}
-	for range 5 {
-		b := k.plan(w, sh("(setsid sleep 600 &); exec sleep 600"), network...).create()
+	holding, program := k.inside("hold")
+	for range 3 {
+		b := k.plan(w, holding, append(network, program)...).create()
+		b.says("up")
 		ns := b.pidNamespace()
 		kill(t, b.shim().PID)
 		st := b.until(driver.Exited)
@@ -216,6 +218,9 @@ func TestNothingIsLeftOfASandbox(t *testing.T) {
 				}
 				if left := b.left(ns); len(left) > 0 {
 					t.Errorf("it was stopped, and there is still %v", left)
+				}
+				if st := b.get(); st.State != driver.Stopped || st.ExitCode == nil {
+					t.Errorf("it is %+v: its shim was to end it, and to note how", st)
 				}
 			}
 			b.delete()

@@ -40,7 +40,11 @@ func insideMain(args []string) int {
 	case "dial":
 		return dial(args[1])
 	case "allocate":
-		return allocate()
+		return allocate(1 << 10)
+	case "hold": // what has much does not end in a moment
+		_ = allocate(256)
+		fmt.Println("up")
+		time.Sleep(time.Hour)
 	}
 	return 2
 }
@@ -160,10 +164,10 @@ func dial(address string) int {
 	return 0
 }
 
-// allocate takes more and more memory.
-func allocate() int {
+// allocate takes that many MiB.
+func allocate(n int) int {
 	var all [][]byte
-	for range 1 << 10 {
+	for range n {
 		b := make([]byte, 1<<20)
 		for i := range b {
 			b[i] = 1
