@@ -3,10 +3,13 @@ package native
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -305,5 +308,43 @@ func TestOpenSaysWhatAHostDoesNotGive(t *testing.T) {
 	_, err := Open(Config{Dir: t.TempDir(), Shim: []string{"/bin/false"}})
 	if !fault.Is(err, fault.FailedPrecondition) || !strings.Contains(err.Error(), "user.max_user_namespaces") {
 		t.Errorf("Open: %v", err)
+	}
+}
+
+// The lock of a shim that was killed is free before its sandbox has ended. Here the sandbox takes its time: another
+// process stands for its first one.
+func TestASandboxIsAliveUntilItsLastProcessHasEnded(t *testing.T) {
+	k := newKit(t)
+	b := k.plan(k.workspace(""), sh("exec sleep 600"))
+	first, cmd := sleeper(t, "echo up; exec sleep 600")
+	boot, err := bootID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.d.make(&meta{Identity: b.Identity, Operation: b.Operation, Run: 1, BootID: boot}); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := takeLock(k.d.file(b.Identity.ID, lockFile)) // given up at once
+	for _, err := range []error{err, lock.Close(), noteJSON(k.d.file(b.Identity.ID, shimFile), begun{Run: 1, Init: first}),
+		noteJSON(k.d.file(b.Identity.ID, readyFile), begun{Run: 1, proc: first})} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var states []driver.State
+	err = k.d.Watch(t.Context(), func(e driver.Event) error {
+		if e.Synced {
+			kill(t, cmd.Process.Pid)
+		}
+		if e.Status == nil {
+			return nil
+		}
+		if states = append(states, e.Status.State); e.Status.State == driver.Exited {
+			return io.EOF
+		}
+		return nil
+	})
+	if !errors.Is(err, io.EOF) || !slices.Equal(states, []driver.State{driver.Ready, driver.Exited}) {
+		t.Errorf("it is shown as %v, %v; want ready, and exited once the process has ended", states, err)
 	}
 }
