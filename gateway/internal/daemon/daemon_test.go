@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +33,7 @@ import (
 const (
 	shimSwitch   = "native-shim"
 	keeperSwitch = "keeper"
+	newerState   = "newer-state" // as an argument: the keeper reads and writes the second version of its state only
 )
 
 func TestMain(m *testing.M) {
@@ -58,7 +60,12 @@ type keeperConfig struct {
 }
 
 func (k *keeper) Info() plugin.Info {
-	return plugin.Info{Name: "keeper", Version: "1.0.0", Requires: k.requires, Uses: []string{"labels", "image"}, Config: &keeperConfig{}, StateReads: []int{1}, StateWrites: 1}
+	version, requires := 1, k.requires
+	if slices.Contains(requires, newerState) {
+		version, requires = 2, nil
+	}
+	return plugin.Info{Name: "keeper", Version: "1.0.0", Requires: requires, Uses: []string{"labels", "image"}, Config: &keeperConfig{},
+		StateReads: []int{version}, StateWrites: version}
 }
 
 // dump keeps all that a call carries, for the tests to look through.
