@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -44,22 +45,34 @@ func TestScenario02DenialReleasesThoseThatStarted(t *testing.T) {
 }
 
 func TestScenario04FailOpenGoesOnWithout(t *testing.T) {
-	bubble(t, rigOptions{policy: "fail_open"}, []string{"a", "b"}, func(t *testing.T, r *rig) {
-		r.exts[0].on(phase.BeforeCreate, broken)
+	bubble(t, rigOptions{policy: pipeline.FailOpen, attempts: 1, drives: true}, []string{"a", "b"}, func(t *testing.T, r *rig) {
+		a, b := r.exts[0], r.exts[1]
+		a.on(phase.PreparePlan, contribute(map[string]any{"annotations": map[string]any{"note": "of-a"}}))
+		a.on(phase.BeforeCreate, broken)
+		var prepared, seen string
+		b.on(phase.PreparePlan, func(_ context.Context, c *extension.Call) (*extension.Answer, error) {
+			prepared = fmt.Sprint(c.Plan)
+			return b.effect(c)
+		})
+		b.on(phase.BeforeCreate, func(_ context.Context, c *extension.Call) (*extension.Answer, error) {
+			seen = fmt.Sprint(c.Plan)
+			return b.effect(c)
+		})
 		id, err := r.create("one")
 		r.must(err)
-		for _, l := range r.log.take() {
-			if l == "before_start a create" || l == "after_create a create" || l == "after_ready a create" {
-				t.Errorf("a was called after its failure: %s", l)
-			}
+		r.same("calls", r.said("before", "after", "driver.Resolve", "driver.Create"), "driver.Resolve", "before_create a create", "driver.Resolve",
+			"before_create b create", "before_start b create", "driver.Create", "after_create b create", "after_ready b create")
+		if !strings.Contains(prepared, "of-a") || strings.Contains(seen, "of-a") || r.box(id.ID)["annotations"] != nil {
+			t.Errorf("b saw %s, then %s; the driver got %v", prepared, seen, r.box(id.ID))
 		}
-		if sb := r.get(id.ID); !sb.Binds[0].Without || sb.State != sandbox.Ready {
+		if sb := r.get(id.ID); !sb.Binds[0].Without || sb.Binds[1].Without || sb.State != sandbox.Ready {
 			t.Errorf("the record does not say that it runs without a: %+v", sb.Binds)
 		}
-		r.must(r.wait(r.engine.DeleteSandbox(id.ID, sandbox.Origin{})))
-		if got := strings.Join(r.log.take(), "\n"); !strings.Contains(got, "after_delete a") {
-			t.Errorf("a is not released:\n%s", got)
-		}
+		r.must(r.stop(id.ID))
+		r.must(r.start(id.ID))
+		r.same("a later start", r.said("before_start", "after_ready"), "before_start b start", "after_ready b start")
+		r.must(r.remove(id.ID))
+		r.same("the delete", r.said("after_delete"), "after_delete b", "after_delete a")
 		r.nothingHeld()
 	})
 }
@@ -91,27 +104,25 @@ func TestScenario07DeleteOvertakesACreate(t *testing.T) {
 }
 
 func TestScenario09OneEnsureForManyCreates(t *testing.T) {
-	bubble(t, rigOptions{max: 4}, []string{"a"}, func(t *testing.T, r *rig) {
-		var handles []*Handle
-		for i := range 64 {
-			h, _, err := r.engine.CreateSandbox(CreateRequest{Driver: "fake", Name: "sb-" + string(rune('a'+i/26)) + string(rune('a'+i%26))})
-			r.must(err)
-			handles = append(handles, h)
-		}
-		for _, h := range handles {
-			_, err := h.Wait(t.Context())
-			r.must(err)
-		}
-		n := 0
-		for _, l := range r.log.take() {
-			if l == "ensure_workspace a" {
-				n++
+	for _, places := range []int{64, 4} {
+		bubble(t, rigOptions{max: places}, []string{"a"}, func(t *testing.T, r *rig) {
+			r.exts[0].on(phase.EnsureWorkspace, func(_ context.Context, c *extension.Call) (*extension.Answer, error) {
+				time.Sleep(10 * time.Second) // all of them wait for it
+				return r.exts[0].effect(c)
+			})
+			var handles []*Handle
+			for i := range 64 {
+				h, _, err := r.engine.CreateSandbox(CreateRequest{Driver: "fake", Name: fmt.Sprintf("sb-%02d", i)})
+				r.must(err)
+				handles = append(handles, h)
 			}
-		}
-		if n != 1 {
-			t.Errorf("the workspace was ensured %d times", n)
-		}
-	})
+			for _, h := range handles {
+				_, err := h.Wait(t.Context())
+				r.must(err)
+			}
+			r.same("ensures", r.said("ensure_workspace"), "ensure_workspace a")
+		})
+	}
 }
 
 func TestScenario12DeleteWhileTheRunsReleaseIsStuck(t *testing.T) {
