@@ -40,7 +40,8 @@ var rules = []struct {
 	{"gateway/internal/bench", nil},
 	{"gateway/internal/api", []string{"shared", "gateway/internal/engine", "gateway/internal/pipeline"}},
 	{"gateway/internal/daemon", []string{"shared", "drivers", "gateway/internal"}},
-	{"gateway/internal/cli", []string{"shared", "gateway/internal/daemon", "gateway/internal/config"}},
+	{"gateway/internal/cli", []string{"shared", "gateway/internal/daemon", "gateway/internal/config", "gateway/internal/scaffold", "plugin/plugintest/conformance"}},
+	{"gateway/internal/scaffold", []string{"examples/python-labels", "shared/fault"}},
 	{"gateway", []string{"drivers/native", "gateway/internal/cli"}},
 }
 

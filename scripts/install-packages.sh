@@ -2,7 +2,7 @@
 # Installs what the tests need besides Go. It is the only script that calls apt. As an ordinary user it installs
 # nothing: the lanes that miss a tool say so.
 set -euo pipefail
-wanted=(postgresql iproute2 procps gcc libc6-dev)
+wanted=(postgresql iproute2 procps gcc libc6-dev python3-grpcio python3-protobuf)
 missing=()
 for p in "${wanted[@]}"; do
 	dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")

@@ -14,6 +14,12 @@ cd shared/proto
 case "${1:-check}" in
 generate)
 	buf generate
+	image=$(mktemp -d)
+	trap 'rm -rf "$image"' EXIT
+	buf build -o "$image/image.binpb"
+	# Debian's protoc (protobuf-compiler) makes what its python3-protobuf reads; a test of the example says when it is stale.
+	protoc --descriptor_set_in="$image/image.binpb" --python_out="$image" extension/v1/extension.proto
+	cp "$image/extension/v1/extension_pb2.py" ../../examples/python-labels/
 	;;
 baseline)
 	buf build -o baseline.binpb

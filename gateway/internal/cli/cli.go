@@ -1,5 +1,6 @@
 // Package cli is the command line: one file per noun. Commands are thin clients of the gateway's API; only `gateway`
-// and `config` touch the daemon and the configuration themselves.
+// and `config` touch the daemon and the configuration themselves, and `extension verify` and `extension new` what an
+// author has before there is a gateway.
 package cli
 
 import (

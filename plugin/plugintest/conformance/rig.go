@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ type rig struct {
 	remote     *wire.Extension
 	configured bool // the process is
 	accepted   bool // one was
+	barren     bool // none has started yet, and one was to
 
 	manifest *extension.Manifest
 	schema   extension.ConfigSchema
@@ -49,8 +51,14 @@ type rig struct {
 }
 
 func newRig(p Program) (*rig, error) {
-	if p.Command == "" {
-		return nil, fault.New(fault.Invalid, "name the program")
+	files := append([]string{p.Command}, p.Files...)
+	if p.Interpreter != "" {
+		files = append(files, p.Interpreter)
+	}
+	for _, name := range files {
+		if _, err := os.Stat(name); err != nil {
+			return nil, fault.New(fault.NotFound, "look for what is to be run: %w", err)
+		}
 	}
 	p.Workspace = cmp.Or(p.Workspace, sandbox.DefaultWorkspace)
 	return &rig{p: p, run: strings.ToLower(rand.Text()[:8]), patience: cmp.Or(p.Patience, 5*time.Second), problems: map[string][]string{}}, nil
@@ -58,9 +66,18 @@ func newRig(p Program) (*rig, error) {
 
 // started returns a process that has proved itself and said what it is.
 func (r *rig) started(ctx context.Context) (*process, error) {
-	if r.proc != nil && !r.proc.ended(0) {
+	switch {
+	case r.proc != nil && !r.proc.ended(0):
 		return r.proc, nil
+	case r.barren:
+		return nil, notApplicable("it does not start: see above")
 	}
+	x, err := r.start(ctx)
+	r.barren = err != nil && r.manifest == nil
+	return x, err
+}
+
+func (r *rig) start(ctx context.Context) (*process, error) {
 	r.drop()
 	x, err := start(r.p, launch{})
 	if err != nil {
@@ -108,7 +125,7 @@ func (r *rig) up(ctx context.Context) (*process, error) {
 		return nil, fmt.Errorf("Configure: %w", err)
 	}
 	if len(d) > 0 && !r.accepted { // rule "config-accepted" says that it is broken
-		return nil, notApplicable("it refuses the configuration that it was given: %s", told(d))
+		return nil, notApplicable("it refuses the configuration that it was given: see config-accepted")
 	}
 	if len(d) > 0 {
 		return nil, fmt.Errorf("it refuses the configuration that it had accepted: %s", told(d))

@@ -333,18 +333,18 @@ func (x *slots) Drain(ctx context.Context) error {
 	return nil
 }
 
-var _ interface {
-	plugin.Configurer
-	plugin.Drainer
-	plugin.Validator
-	plugin.Planner
-	plugin.WorkspaceEnsurer
-	plugin.BeforeCreator
-	plugin.BeforeStarter
-	plugin.AfterCreator
-	plugin.AfterStopper
-	plugin.AfterDeleter
-	plugin.CreateFailedHandler
-	plugin.WorkspaceDeleter
-	plugin.Reconciler
-} = (*slots)(nil)
+var (
+	_ plugin.Configurer          = (*slots)(nil)
+	_ plugin.Drainer             = (*slots)(nil)
+	_ plugin.Validator           = (*slots)(nil)
+	_ plugin.Planner             = (*slots)(nil)
+	_ plugin.WorkspaceEnsurer    = (*slots)(nil)
+	_ plugin.BeforeCreator       = (*slots)(nil)
+	_ plugin.BeforeStarter       = (*slots)(nil)
+	_ plugin.AfterCreator        = (*slots)(nil)
+	_ plugin.AfterStopper        = (*slots)(nil)
+	_ plugin.AfterDeleter        = (*slots)(nil)
+	_ plugin.CreateFailedHandler = (*slots)(nil)
+	_ plugin.WorkspaceDeleter    = (*slots)(nil)
+	_ plugin.Reconciler          = (*slots)(nil)
+)

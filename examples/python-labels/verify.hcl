@@ -1,0 +1,5 @@
+register = "${scratch}/register"
+labels = {
+  "made-by" = "python"
+}
+forbidden = ["made-by"]
