@@ -252,9 +252,12 @@ func (x *execution) updateWorkspace(change func(*Workspace)) {
 func (e *Engine) putSandbox(tx *change, s *subject, sb *Sandbox) {
 	tx.put(sb.record(), func() {
 		s.sandbox = sb
-		e.names[sb.Driver+"/"+sb.Workspace+"/"+sb.Name] = sb.ID
-		if sb.Ended != nil && e.names[sb.Driver+"/"+sb.Workspace+"/"+sb.Name] == sb.ID {
-			delete(e.names, sb.Driver+"/"+sb.Workspace+"/"+sb.Name)
+		key := sb.Driver + "/" + sb.Workspace + "/" + sb.Name
+		switch { // a name that was given up may be another's by now
+		case sb.Ended == nil:
+			e.names[key] = sb.ID
+		case e.names[key] == sb.ID:
+			delete(e.names, key)
 		}
 	})
 }
