@@ -76,11 +76,11 @@ func together(reports []CallReport) error {
 
 // ask makes a pure call with its attempts.
 func (c *Chain) ask(ctx context.Context, b *Bind, p phase.Phase, op Step, s *Subject, current, workspace *plan.Plan) (*extension.Answer, CallReport) {
-	if disabled, bypass := c.disabled(b); disabled {
-		return c.withoutDisabled(b, p, bypass)
-	}
 	policy := b.Policy(p)
 	for attempt := 1; ; attempt++ {
+		if disabled, bypass := c.disabled(b); disabled {
+			return c.withoutDisabled(b, p, bypass)
+		}
 		op.Attempt, op.Preview = attempt, op.Preview || b.Mode == Observe
 		a, r := c.attempt(ctx, b, &Request{Phase: p, Step: op, Subject: s, Plan: current, WorkspacePlan: workspace})
 		if r.Err == nil || r.Decision || attempt >= policy.Attempts || ctx.Err() != nil {
