@@ -70,9 +70,12 @@ func (e *Engine) AbandonRelease(ctx context.Context, subject, extension, reason,
 	if err := h.enter(ctx); err != nil {
 		return err
 	}
+	defer func() {
+		h.leave()
+		s.push(&task{fixed: true, run: func(context.Context) { e.settle(s) }}, false)
+	}()
 	rec := h.rec
 	if len(rec.Releases) == 0 {
-		h.leave()
 		return fault.New(fault.FailedPrecondition, "extension %q has no release of %q that waits", extension, subject)
 	}
 	var tx change
@@ -90,12 +93,7 @@ func (e *Engine) AbandonRelease(ctx context.Context, subject, extension, reason,
 	}
 	rec.Releases = nil
 	e.putHolding(&tx, h, rec)
-	err := e.commit(&tx, func(error) {})
-	h.leave()
-	if err == nil {
-		s.push(&task{fixed: true, run: func(context.Context) { e.settle(s) }}, false)
-	}
-	return err
+	return e.commit(&tx, func(error) {})
 }
 
 // AbandonDriver ends the driver's part of what is removing a subject: the operator states that the compute is gone.

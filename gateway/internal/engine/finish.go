@@ -143,8 +143,8 @@ func (e *Engine) forgetHoldings(tx *change, s *subject) (owed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for name, h := range s.holdings {
-		if len(h.rec.Releases) > 0 {
-			owed = true
+		if len(h.rec.Releases) > 0 || len(h.busy) > 0 {
+			owed = true // whoever is in it will write it once more, and settles the subject after that
 			continue
 		}
 		rec := h.rec
