@@ -117,7 +117,9 @@ func (e *Engine) loadSwitch(r journal.Record) error {
 // waits. It is the only way to resume.
 func (e *Engine) resume() {
 	e.mu.Lock()
-	unfinished := slices.SortedFunc(maps.Values(e.operations), func(a, b *Operation) int { return cmp.Compare(a.ID, b.ID) })
+	unfinished := slices.SortedFunc(maps.Values(e.operations), func(a, b *Operation) int {
+		return cmp.Or(cmp.Compare(turn(a), turn(b)), cmp.Compare(a.ID, b.ID))
+	})
 	subjects := make(map[string]*subject, len(e.subjects))
 	maps.Copy(subjects, e.subjects)
 	inFlight := map[string]bool{}
@@ -131,6 +133,14 @@ func (e *Engine) resume() {
 	for _, id := range slices.Sorted(maps.Keys(subjects)) {
 		e.resumeSubject(subjects[id], inFlight)
 	}
+}
+
+// turn says in which order unfinished operations go on: what was being carried out before what waited.
+func turn(op *Operation) int {
+	if op.State == OperationQueued {
+		return 1
+	}
+	return 0
 }
 
 func (e *Engine) resumeOperation(s *subject, op Operation) {
