@@ -127,11 +127,11 @@ func (e *Engine) resume() {
 		inFlight[op.ID] = true
 	}
 	e.mu.Unlock()
-	for _, op := range unfinished {
-		e.resumeOperation(subjects[op.Subject], *op)
-	}
 	for _, id := range slices.Sorted(maps.Keys(subjects)) {
 		e.resumeSubject(subjects[id], inFlight)
+	}
+	for _, op := range unfinished {
+		e.resumeOperation(subjects[op.Subject], *op)
 	}
 }
 
@@ -205,14 +205,15 @@ func (e *Engine) generationOf(op Operation) (*Generation, func()) {
 	}
 }
 
-// resumeSubject goes on with the releases of a subject that no unfinished operation will attempt, and waits again for
-// its readiness.
+// resumeSubject goes on with the releases of a subject that no unfinished operation will attempt first, and waits
+// again for its readiness. Nothing of the subject runs yet.
 func (e *Engine) resumeSubject(s *subject, inFlight map[string]bool) {
 	e.mu.Lock()
 	sb := s.sandbox
 	var waiting []*holding
 	for _, name := range slices.Sorted(maps.Keys(s.holdings)) {
-		if h := s.holdings[name]; slices.ContainsFunc(h.rec.Releases, func(r Release) bool { return !inFlight[r.Operation] }) {
+		h := s.holdings[name]
+		if slices.ContainsFunc(h.rec.Releases, func(r Release) bool { return !inFlight[r.Operation] || e.attempted(r) }) {
 			waiting = append(waiting, h)
 		}
 	}
@@ -231,6 +232,11 @@ func (e *Engine) resumeSubject(s *subject, inFlight map[string]bool) {
 			e.expectReady(s, d, sb.Run.Number)
 		}
 	}
+}
+
+// attempted reports whether a release had its first attempt: its operation leaves it to the background. The lock is held.
+func (e *Engine) attempted(r Release) bool {
+	return slices.ContainsFunc(e.steps[r.Operation], func(st *Step) bool { return st.Seq == r.Seq && st.State == StepWaiting })
 }
 
 // purgeLoop forgets, once an hour, what ended more than a day ago.
