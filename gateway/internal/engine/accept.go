@@ -214,6 +214,7 @@ func (e *Engine) execution(ctx context.Context, s *subject, op Operation, h *Han
 	if w := e.subjects[sb.WorkspaceID]; w != nil {
 		x.ws = w.workspace
 	}
+	x.written = e.operations[op.ID] != nil
 	for _, st := range e.steps[op.ID] {
 		x.steps[st.unit()] = st
 		x.seq = max(x.seq, st.Seq+1)
