@@ -117,6 +117,9 @@ func (e *Engine) endUnneeded(op Operation, h *Handle) {
 	h.finish(op, nil)
 }
 
+// doorGateway is the origin of what the gateway does by itself.
+const doorGateway = "gateway"
+
 var errNothingToDo = fault.New(fault.OK, "nothing to do")
 
 // request queues an operation of a sandbox. When its turn comes, ready says whether it is to be done: nil, or

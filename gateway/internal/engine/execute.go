@@ -213,9 +213,9 @@ func (x *execution) commit() error {
 }
 
 // stuck returns what a commit tells while the store is full: before the operation is accepted nil, since then
-// nothing has happened yet and the caller can be told.
+// nothing has happened yet and the caller can be told. What the driver's word calls for has no caller, and waits.
 func (x *execution) stuck() func(error) {
-	if !x.written {
+	if !x.written && x.op.Origin.Door != doorGateway {
 		return nil
 	}
 	return func(err error) { x.waiting("the store: " + err.Error()) }

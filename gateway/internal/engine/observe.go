@@ -114,7 +114,7 @@ func (e *Engine) actOn(ctx context.Context, s *subject, sb *Sandbox, st *driver.
 
 // internal carries out an operation that the driver's word calls for.
 func (e *Engine) internal(ctx context.Context, s *subject, kind phase.Operation) {
-	op := e.newOperation(kind, s.id, sandbox.Origin{Door: "gateway"})
+	op := e.newOperation(kind, s.id, sandbox.Origin{Door: doorGateway})
 	e.mu.Lock()
 	sb := s.sandbox
 	e.mu.Unlock()
@@ -272,7 +272,7 @@ func (e *Engine) gone(ctx context.Context, s *subject, d *Driver) {
 	if sb == nil || sb.Ended != nil || s.isOvertaken() || !e.notFound(ctx, d, s) {
 		return
 	}
-	op := e.newOperation(phase.OpGone, s.id, sandbox.Origin{Door: "gateway"})
+	op := e.newOperation(phase.OpGone, s.id, sandbox.Origin{Door: doorGateway})
 	e.begin(ctx, s, op, newHandle(op), func(x *execution) {
 		x.update(func(sb *Sandbox) { sb.State, sb.Reason = sandbox.Deleting, "someone else removed it" })
 	})
@@ -300,7 +300,7 @@ func (e *Engine) restoreLost(d *Driver) {
 	}
 	e.mu.Unlock()
 	for _, s := range lost {
-		op := e.newOperation(phase.OpRestore, s.id, sandbox.Origin{Door: "gateway"})
+		op := e.newOperation(phase.OpRestore, s.id, sandbox.Origin{Door: doorGateway})
 		e.enqueue(s, op, newHandle(op), func(sb *Sandbox) error {
 			if sb.Lost && sb.State == sandbox.Failing {
 				return nil

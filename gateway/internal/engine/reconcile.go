@@ -57,7 +57,7 @@ func (e *Engine) reconcileDriver(ctx context.Context, d *Driver) {
 // reconcile is one pass over one bind. It holds nobody's lock and changes nothing by itself: differences are
 // reported, and where the bind is authoritative and two passes agree, mended by an operation of the subject.
 func (e *Engine) reconcile(ctx context.Context, d *Driver, b *pipeline.Bind) {
-	op := e.newOperation(phase.OpReconcile, b.ID, sandbox.Origin{Door: "gateway"})
+	op := e.newOperation(phase.OpReconcile, b.ID, sandbox.Origin{Door: doorGateway})
 	op.Driver, op.Name, op.Generation = d.Name, b.ID, e.Catalog.Current().ID
 	known := e.known(d.Name, b.Extension)
 	callCtx, cancel := context.WithTimeout(ctx, b.Policy(phase.Reconcile).Timeout)
@@ -267,7 +267,7 @@ func (e *Engine) repair(ctx context.Context, s *subject, d *Driver, b *pipeline.
 		e.forgetStranger(s)
 		return
 	}
-	op := e.newOperation(phase.OpRepair, s.id, sandbox.Origin{Door: "gateway"})
+	op := e.newOperation(phase.OpRepair, s.id, sandbox.Origin{Door: doorGateway})
 	op.Driver, op.Workspace, op.Name, op.Generation = d.Name, group[0].workspace.Name, s.id, e.Catalog.Current().ID
 	x := &execution{e: e, s: s, d: d, op: op, ctx: ctx, handle: newHandle(op), steps: map[string]*Step{}, gen: e.Catalog.Current()}
 	st := x.begin(Step{Phase: phase.Reconcile, Extension: b.Extension})

@@ -423,6 +423,13 @@ func (e *Engine) putHolding(tx *change, h *holding, rec Holding) {
 	tx.put(rec.record(), nil)
 }
 
+// resetHolding takes back what was put into a commit that failed.
+func (e *Engine) resetHolding(h *holding, rec Holding) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	h.rec = rec
+}
+
 // workspaceState returns the state that an extension keeps for a workspace.
 func (e *Engine) workspaceState(id, name string) *extension.State {
 	e.mu.Lock()

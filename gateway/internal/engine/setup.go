@@ -102,7 +102,8 @@ func (x *execution) setupCause() phase.Cause {
 // intend commits that the call is about to be made, with the number it will carry. It shares the commit with the
 // outcome of the step before.
 func (x *execution) intend(s *Step, h *holding) error {
-	rec := h.rec
+	old := h.rec
+	rec := old
 	rec.Number++
 	rec.Generation = x.gen.ID
 	if b := x.d.Chain.Bind(s.Extension); b != nil {
@@ -116,7 +117,11 @@ func (x *execution) intend(s *Step, h *holding) error {
 	x.putStep(*s)
 	x.putFirst()
 	x.e.putHolding(&x.tx, h, rec)
-	return x.commit()
+	err := x.commit()
+	if err != nil {
+		x.e.resetHolding(h, old)
+	}
+	return err
 }
 
 // request says what the call carries.
