@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -147,8 +148,9 @@ func (x *execution) isReleased(name string, p phase.Phase, l phase.Lifetime) boo
 	return !slices.ContainsFunc(phase.Takers(l), b.Phases.Has)
 }
 
-// chainOrder returns the extensions of the subject, in the order of the chain under which it came into being, and
-// after them whoever holds something and is in no chain any more.
+// chainOrder returns the extensions of the subject: of a sandbox in the order of the chain under which it came into
+// being, of a workspace, which outlives chains, in the order in which they were last asked to ensure it. Whoever else
+// holds something comes after them.
 func (x *execution) chainOrder() []string {
 	var out []string
 	if x.sb != nil {
@@ -169,7 +171,17 @@ func (x *execution) chainOrder() []string {
 		}
 	}
 	slices.Sort(gone)
-	return append(out, gone...)
+	out = append(out, gone...)
+	if x.sb == nil {
+		taken := func(name string) string {
+			if h := x.s.holdings[name]; h != nil {
+				return h.rec.Taken[phase.Workspace]
+			}
+			return ""
+		}
+		slices.SortStableFunc(out, func(a, b string) int { return cmp.Compare(taken(a), taken(b)) })
+	}
+	return out
 }
 
 // releaseOne journals a release and makes the first attempt at it, after those of the same extension that wait.
@@ -217,6 +229,9 @@ func (x *execution) journalRelease(s *Step, h *holding, l phase.Lifetime) {
 		r.Run = x.sb.Run.Number
 	}
 	rec := h.rec
+	if rec.Generation == "" {
+		rec.Generation = x.gen.ID // a notice to one that was never called
+	}
 	rec.Started = without(rec.Started, l)
 	rec.Releases = append(slices.Clone(rec.Releases), r)
 	x.putStep(*s)
@@ -410,6 +425,12 @@ func (e *Engine) holdingOf(s *subject, name, driver string, workspace bool) *hol
 	h := s.holdings[name]
 	if h == nil {
 		h = newHolding(Holding{Subject: s.id, Extension: name, Workspace: workspace, Driver: driver})
+		switch { // it may be one that the subject was done with
+		case s.sandbox != nil:
+			h.rec.Number = s.sandbox.Numbers[name]
+		case s.workspace != nil:
+			h.rec.Number = s.workspace.Numbers[name]
+		}
 		s.holdings[name] = h
 	}
 	return h
