@@ -91,7 +91,8 @@ func (x *execution) ended(undone bool) {
 		}
 		sb.Undone, sb.Addresses, sb.Objects, sb.Reason = undone, nil, nil, ""
 		sb.State = sandbox.Deleted
-		if x.e.forgetHoldings(&x.tx, x.s) {
+		var owed bool
+		if sb.Numbers, owed = x.e.forgetHoldings(&x.tx, x.s, sb.Numbers); owed {
 			sb.State = sandbox.Releasing
 			x.e.countDown(sb)
 		}
@@ -117,7 +118,8 @@ func (x *execution) finishWorkspace(err error) {
 	now := x.e.Now()
 	gone := func(ws *Workspace) {
 		ws.Ended, ws.State, ws.Reason = &now, WorkspaceDeleted, ""
-		if x.e.forgetHoldings(&x.tx, x.s) {
+		var owed bool
+		if ws.Numbers, owed = x.e.forgetHoldings(&x.tx, x.s, ws.Numbers); owed {
 			ws.State = WorkspaceReleasing
 		}
 	}
@@ -138,8 +140,8 @@ func (x *execution) finishWorkspace(err error) {
 }
 
 // forgetHoldings drops what extensions had to do with a subject that is gone, where nothing is owed, and reports
-// whether anything is.
-func (e *Engine) forgetHoldings(tx *change, s *subject) (owed bool) {
+// whether anything is. It returns the numbers with those of whom it dropped, so that none is used again.
+func (e *Engine) forgetHoldings(tx *change, s *subject, numbers map[string]uint64) (all map[string]uint64, owed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for name, h := range s.holdings {
@@ -148,9 +150,10 @@ func (e *Engine) forgetHoldings(tx *change, s *subject) (owed bool) {
 			continue
 		}
 		rec := h.rec
+		numbers = with(numbers, name, rec.Number)
 		tx.delete(kindHolding, rec.Subject+"/"+rec.Extension, func() { delete(s.holdings, name) })
 	}
-	return owed
+	return numbers, owed
 }
 
 // settle writes that a subject which is gone is wholly released, once it is. It runs in the subject's turn.
@@ -161,17 +164,19 @@ func (e *Engine) settle(s *subject) {
 	e.mu.Unlock()
 	switch {
 	case sb != nil && sb.State == sandbox.Releasing:
-		if !e.forgetHoldings(&tx, s) {
-			done := *sb
-			done.State = sandbox.Deleted
-			e.putSandbox(&tx, s, &done)
+		done, owed := *sb, false
+		if done.Numbers, owed = e.forgetHoldings(&tx, s, sb.Numbers); owed {
+			return
 		}
+		done.State = sandbox.Deleted
+		e.putSandbox(&tx, s, &done)
 	case ws != nil && ws.State == WorkspaceReleasing:
-		if !e.forgetHoldings(&tx, s) {
-			done := *ws
-			done.State = WorkspaceDeleted
-			e.putWorkspace(&tx, s, &done)
+		done, owed := *ws, false
+		if done.Numbers, owed = e.forgetHoldings(&tx, s, ws.Numbers); owed {
+			return
 		}
+		done.State = WorkspaceDeleted
+		e.putWorkspace(&tx, s, &done)
 	}
 	_ = e.commit(&tx, func(error) {}) // it fails only when the engine stops; the next start settles it
 }

@@ -341,19 +341,36 @@ func (e *Engine) mended(x *execution, st *Step, h *holding, l phase.Lifetime, gr
 		x.audit(AuditEntry{What: "difference", Extension: st.Extension, Phase: phase.Reconcile, Outcome: outcome, Text: d.String()})
 	}
 	e.putHolding(&x.tx, h, rec)
-	e.mu.Lock()
-	stranger := x.s.sandbox == nil && x.s.workspace == nil
-	e.mu.Unlock()
-	if stranger {
-		x.tx.delete(kindHolding, rec.Subject+"/"+rec.Extension, func() {
-			delete(x.s.holdings, rec.Extension)
-			delete(e.subjects, x.s.id)
-		})
-	}
+	e.forgetRepaired(&x.tx, x.s, rec)
 	x.putOperation()
 	if err := x.commit(); err != nil {
 		e.Logger.Warn("a repair was not written down", "subject", x.s.id, "err", err)
 	}
+}
+
+// forgetRepaired drops the holding of a subject that is gone, or that the gateway never knew: it was made for the repair.
+func (e *Engine) forgetRepaired(tx *change, s *subject, rec Holding) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	forget := func() { delete(s.holdings, rec.Extension) }
+	switch {
+	case s.sandbox != nil && s.sandbox.State == sandbox.Deleted:
+		next := *s.sandbox
+		next.Numbers = with(next.Numbers, rec.Extension, rec.Number)
+		e.putSandbox(tx, s, &next)
+	case s.workspace != nil && s.workspace.State == WorkspaceDeleted:
+		next := *s.workspace
+		next.Numbers = with(next.Numbers, rec.Extension, rec.Number)
+		e.putWorkspace(tx, s, &next)
+	case s.sandbox == nil && s.workspace == nil:
+		forget = func() {
+			delete(s.holdings, rec.Extension)
+			delete(e.subjects, s.id)
+		}
+	default:
+		return
+	}
+	tx.delete(kindHolding, rec.Subject+"/"+rec.Extension, forget)
 }
 
 // forgetStranger drops a subject that was made for a repair which is not needed.

@@ -51,6 +51,7 @@ type Sandbox struct {
 	Lost       bool                `json:"lost,omitempty"`     // its run was lost and is to be restored
 	Failed     bool                `json:"failed,omitempty"`   // the driver says that it cannot run
 	Leftover   bool                `json:"leftover,omitempty"` // the driver showed something of it after it was gone
+	Numbers    map[string]uint64   `json:"numbers,omitempty"`  // of extensions that it is done with: a repair goes on from there
 
 	// Overdue says of one that is released still that this takes longer than the release timeout: it counts as deleted.
 	// It is looked up, not kept.
@@ -90,6 +91,8 @@ type Workspace struct {
 	Ended      *time.Time     `json:"ended,omitempty"`
 	Generation string         `json:"generation,omitempty"` // the newest configuration under which it is ensured
 	Instance   string         `json:"instance,omitempty"`
+
+	Numbers map[string]uint64 `json:"numbers,omitempty"` // as a sandbox's
 
 	Layers  []plan.Layer `json:"-"` // sealed; of the last ensure that went well
 	Pending []plan.Layer `json:"-"` // sealed; of the ensure in flight
@@ -204,6 +207,7 @@ type Holding struct {
 	State      *extension.State                     `json:"state,omitempty"`
 	Entries    map[phase.Lifetime][]extension.Entry `json:"entries,omitempty"`
 	Started    map[phase.Lifetime]phase.Phase       `json:"started,omitempty"` // lifetimes that it may hold something of, and since which phase
+	Taken      map[phase.Lifetime]string            `json:"taken,omitempty"`   // the newest step that took; steps sort by time
 	Doubt      map[phase.Lifetime]Doubt             `json:"doubt,omitempty"`
 	Releases   []Release                            `json:"releases,omitempty"` // pending, oldest first
 }

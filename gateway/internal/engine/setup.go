@@ -111,6 +111,7 @@ func (x *execution) intend(s *Step, h *holding) error {
 	}
 	if l := s.Phase.Takes(); l != phase.None {
 		rec.Started = with(rec.Started, l, firstOf(rec.Started[l], s.Phase))
+		rec.Taken = with(rec.Taken, l, stepID(s.Operation, s.Seq))
 		rec.Doubt = with(rec.Doubt, l, Doubt{Phase: s.Phase, Key: stepKey(s)})
 	}
 	s.Number, s.Started = rec.Number, x.e.Now()
