@@ -89,8 +89,37 @@ func (e *Engine) act(ctx context.Context, s *subject, d *Driver) {
 	case sb.Ended != nil:
 		e.removeLeftover(ctx, s, d, sb)
 	case st.Run != 0 && st.Run < sb.Run.Number:
+	case ends(st.State) && sb.Run.Active:
+		// It was said a while ago perhaps, and what ends a run has to be so: its releases follow.
+		if st = e.confirm(ctx, s, d, sb); st != nil {
+			e.actOn(ctx, s, sb, st)
+		}
 	default:
 		e.actOn(ctx, s, sb, st)
+	}
+}
+
+// ends reports whether a run is over in a state.
+func ends(st driver.State) bool {
+	return st == driver.Exited || st == driver.Stopped || st == driver.Lost
+}
+
+// confirm asks the driver, until it answers, what it has of a sandbox now. Nil: nothing, or the engine stops.
+func (e *Engine) confirm(ctx context.Context, s *subject, d *Driver, sb *Sandbox) *driver.Status {
+	for n := 1; ; n++ {
+		st, err := e.get(ctx, d, s)
+		switch {
+		case err == nil && st.Run != 0 && st.Run < sb.Run.Number:
+			return nil
+		case err == nil:
+			return st
+		case fault.Is(err, fault.NotFound):
+			e.probe(e.ctx, d, sb.ID, 0)
+			return nil
+		}
+		if !sleep(ctx, e.backoff(n, time.Second, time.Minute)) {
+			return nil
+		}
 	}
 }
 
@@ -244,7 +273,7 @@ func (e *Engine) probe(ctx context.Context, d *Driver, id string, pause time.Dur
 		return
 	}
 	e.spawn(func() {
-		gone := e.notFound(ctx, d, s) && (pause == 0 || sleep(ctx, pause) && e.notFound(ctx, d, s))
+		gone := e.isGone(ctx, d, s) && (pause == 0 || sleep(ctx, pause) && e.isGone(ctx, d, s))
 		s.mu.Lock()
 		s.probing = false
 		s.mu.Unlock()
@@ -254,14 +283,34 @@ func (e *Engine) probe(ctx context.Context, d *Driver, id string, pause time.Dur
 	})
 }
 
+// isGone asks the driver until it says whether it has the sandbox: what it said before will not be said again.
+func (e *Engine) isGone(ctx context.Context, d *Driver, s *subject) bool {
+	for n := 1; ; n++ {
+		switch _, err := e.get(ctx, d, s); {
+		case err == nil:
+			return false
+		case fault.Is(err, fault.NotFound):
+			return true
+		}
+		if !sleep(ctx, e.backoff(n, time.Second, time.Minute)) {
+			return false
+		}
+	}
+}
+
 func (e *Engine) notFound(ctx context.Context, d *Driver, s *subject) bool {
+	_, err := e.get(ctx, d, s)
+	return fault.Is(err, fault.NotFound)
+}
+
+// get asks the driver once.
+func (e *Engine) get(ctx context.Context, d *Driver, s *subject) (*driver.Status, error) {
 	e.mu.Lock()
 	sb := s.sandbox
 	e.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, d.DriverTimeout)
 	defer cancel()
-	_, err := d.Driver.Get(ctx, sb.Identity)
-	return fault.Is(err, fault.NotFound)
+	return d.Driver.Get(ctx, sb.Identity)
 }
 
 // gone ends a sandbox that someone else removed. What was in flight meanwhile may have made it anew, or deleted it.
