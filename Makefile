@@ -1,6 +1,6 @@
 # Every target works on a fresh Linux machine with Go, as root and as an ordinary user.
 .DEFAULT_GOAL := build
-.PHONY: build demo test unit generate lint bench check proto help clean
+.PHONY: build demo test unit generate lint bench check simulate proto help clean
 
 build: ## build the gateway and the example extensions into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
@@ -14,6 +14,9 @@ test: ## everything, with -race, the time of each lane printed
 
 unit: ## the tests of every package, without the lanes that need more
 	go test ./...
+
+simulate: ## histories of the engine under one seed each: make simulate N=10000 SEED=1 (TRACE=1 prints the steps)
+	SIM_N=$(N) SIM_SEED=$(SEED) SIM_TRACE=$(TRACE) go test -timeout 24h -count 1 -v -run 'TestSimulation$$' ./gateway/internal/engine
 
 generate: ## make the generated code anew
 	scripts/proto.sh generate
