@@ -94,6 +94,7 @@ func (e *Engine) runDelete(ctx context.Context, s *subject, op Operation, h *Han
 	}
 	e.begin(ctx, s, op, h, func(x *execution) {
 		x.op.Ran = sb.Run.Active
+		x.putOperation() // it was queued
 		x.update(func(sb *Sandbox) { sb.State, sb.Reason = sandbox.Deleting, "" })
 	})
 }
