@@ -111,10 +111,11 @@ func (k *checker) effectful(b *simBind, c *extension.Call, subject string) {
 		k.fail("I1", "%s of %s for %s with number %d was not committed", c.Phase, name, k.nameLocked(subject), c.Number)
 		return
 	}
-	if op.Ended == nil && b.gen != op.Generation && k.s.catalog.config[op.Generation].policy[name] != "" {
+	background := c.Phase.Releases() != phase.None && st.State == StepWaiting
+	if op.Ended == nil && !background && b.gen != op.Generation && k.s.catalog.config[op.Generation].policy[name] != "" {
 		k.fail("G1", "%s of %s began under %s, and %s gets %s under %s", op.Kind, k.nameLocked(subject), op.Generation, name, c.Phase, b.gen)
 	}
-	if gen := k.s.catalog.Current().ID; op.Ended != nil && b.gen != gen && k.s.catalog.config[gen].policy[name] != "" {
+	if gen := k.s.catalog.Current().ID; op.Ended != nil && !background && b.gen != gen && k.s.catalog.config[gen].policy[name] != "" {
 		k.fail("G1", "%s is bound under %s, and gets %s under %s", name, gen, c.Phase, b.gen)
 	}
 	if l := c.Phase.Releases(); l != phase.None {
