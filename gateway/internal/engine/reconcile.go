@@ -176,7 +176,7 @@ func (e *Engine) quiet(id, name string, asked map[string]uint64) (bool, Holding)
 	h := s.holdings[name]
 	if h == nil {
 		_, was := asked[id]
-		return !was, Holding{}
+		return !was, Holding{Number: s.numberOf(name)}
 	}
 	return asked[id] == h.rec.Number && len(h.busy) == 0 && len(h.rec.Doubt) == 0 && len(h.rec.Releases) == 0, h.rec
 }

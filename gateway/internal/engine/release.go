@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -149,8 +148,8 @@ func (x *execution) isReleased(name string, p phase.Phase, l phase.Lifetime) boo
 }
 
 // chainOrder returns the extensions of the subject: of a sandbox in the order of the chain under which it came into
-// being, of a workspace, which outlives chains, in the order in which they were last asked to ensure it. Whoever else
-// holds something comes after them.
+// being, of a workspace in that of the current one. Whoever holds something and is in no chain any more comes after
+// them; of a workspace, which outlives chains, before those who were asked to ensure it later.
 func (x *execution) chainOrder() []string {
 	var out []string
 	if x.sb != nil {
@@ -171,15 +170,15 @@ func (x *execution) chainOrder() []string {
 		}
 	}
 	slices.Sort(gone)
-	out = append(out, gone...)
-	if x.sb == nil {
-		taken := func(name string) string {
-			if h := x.s.holdings[name]; h != nil {
-				return h.rec.Taken[phase.Workspace]
-			}
-			return ""
+	if x.sb != nil {
+		return append(out, gone...)
+	}
+	for _, name := range gone {
+		at := slices.IndexFunc(out, func(o string) bool { return x.s.taken(o) > x.s.taken(name) })
+		if at < 0 {
+			at = len(out)
 		}
-		slices.SortStableFunc(out, func(a, b string) int { return cmp.Compare(taken(a), taken(b)) })
+		out = slices.Insert(out, at, name)
 	}
 	return out
 }
@@ -424,13 +423,7 @@ func (e *Engine) holdingOf(s *subject, name, driver string, workspace bool) *hol
 	defer e.mu.Unlock()
 	h := s.holdings[name]
 	if h == nil {
-		h = newHolding(Holding{Subject: s.id, Extension: name, Workspace: workspace, Driver: driver})
-		switch { // it may be one that the subject was done with
-		case s.sandbox != nil:
-			h.rec.Number = s.sandbox.Numbers[name]
-		case s.workspace != nil:
-			h.rec.Number = s.workspace.Numbers[name]
-		}
+		h = newHolding(Holding{Subject: s.id, Extension: name, Workspace: workspace, Driver: driver, Number: s.numberOf(name)})
 		s.holdings[name] = h
 	}
 	return h

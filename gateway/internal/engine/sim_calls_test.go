@@ -150,17 +150,9 @@ func (k *checker) releasing(b *simBind, c *extension.Call, subject string, op *O
 	if takes && !k.started[k.lifeKey(subject, l, c.Run, name)] || !takes && undo {
 		k.fail("R2", "%s of %s for %s, in which it did not start", c.Phase, name, k.nameLocked(subject))
 	}
-	place := slices.Index(k.s.exts, b.ext)
-	if l == phase.Workspace { // it outlives chains: the newest is whoever was last asked to ensure it
-		place = k.since[k.lifeKey(subject, l, 0, name)]
-	}
 	at := fmt.Sprintf("%s|%s|%d", op.ID, c.Phase, c.Run)
-	first := c.Attempt == 1 && k.stepOf(c).State == StepBegun // it did not wait behind an older release of its own
-	if last, ok := k.order[at]; ok && first && place > last {
-		k.fail("R2", "%s of %s for %s comes after that of an older one", c.Phase, name, k.nameLocked(subject))
-	}
-	if first {
-		k.order[at] = place
+	if c.Attempt == 1 && k.stepOf(c).State == StepBegun { // it did not wait behind an older release of its own
+		k.newestFirst(at, place{slices.Index(k.s.exts, b.ext), k.since[k.lifeKey(subject, l, 0, name)]}, c, l)
 	}
 	if l == phase.Run {
 		run := fmt.Sprintf("%s|%d", subject, c.Run)
@@ -169,6 +161,18 @@ func (k *checker) releasing(b *simBind, c *extension.Call, subject string, op *O
 		}
 		k.causes[run] = c.Cause
 	}
+}
+
+// place is where somebody stands among those who release: in the chain, and by when it was last asked to take.
+type place struct{ chain, since int }
+
+// newestFirst: R2. A workspace outlives chains, so there either order will do.
+func (k *checker) newestFirst(at string, p place, c *extension.Call, l phase.Lifetime) {
+	last, ok := k.order[at]
+	if ok && p.chain > last.chain && (l != phase.Workspace || p.since > last.since) {
+		k.fail("R2", "%s for %s comes after that of an older one", c.Phase, k.nameLocked(subjectKey(c)))
+	}
+	k.order[at] = p
 }
 
 // served: a release took effect. The lock is held.

@@ -65,7 +65,7 @@ type checker struct {
 	since    map[string]int       // the same: the newest step of it
 	switches map[string]bool      // who is switched off, as committed
 	released map[string]bool      // the same, from the effect of the release
-	order    map[string]int       // operation|phase -> place in the chain of the last release
+	order    map[string]place     // operation|phase -> place in the chain of the last release
 	causes   map[string]phase.Cause
 	okay     map[string]bool // operation|phase|extension answered well
 	off      map[string]bool
@@ -85,7 +85,7 @@ func newChecker(s *sim) *checker {
 		workspaces: map[string]*Workspace{}, holdings: map[string]*Holding{}, ensured: map[string]string{}, names: map[string]string{},
 		number: map[string]uint64{}, flight: map[string]*extension.Call{}, drives: map[string]string{}, keys: map[string]string{},
 		owners: map[string]string{}, pureGen: map[string]string{}, budget: map[string]time.Time{}, started: map[string]bool{},
-		released: map[string]bool{}, order: map[string]int{}, causes: map[string]phase.Cause{}, okay: map[string]bool{},
+		released: map[string]bool{}, order: map[string]place{}, causes: map[string]phase.Cause{}, okay: map[string]bool{},
 		off: map[string]bool{}, since: map[string]int{}, switches: map[string]bool{}, bypassed: map[string]time.Time{}, ghosts: map[string]bool{}, given: map[string]bool{}, deleted: map[string]bool{}}
 }
 

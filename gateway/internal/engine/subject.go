@@ -7,6 +7,7 @@ import (
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
+	"github.com/sandgate/sandgate/shared/phase"
 )
 
 // subject is one sandbox or workspace: its operations, one after the other.
@@ -29,6 +30,26 @@ type subject struct {
 	probing   bool                    // it is being found out whether the driver still has it
 	current   *execution
 	failure   error // of a workspace: why its first ensure failed, for those who waited for it
+}
+
+// numberOf returns the last number of an extension that the subject was done with, or 0. The engine's lock is held.
+func (s *subject) numberOf(extension string) uint64 {
+	switch {
+	case s.sandbox != nil:
+		return s.sandbox.Numbers[extension]
+	case s.workspace != nil:
+		return s.workspace.Numbers[extension]
+	}
+	return 0
+}
+
+// taken names the newest step in which an extension may have come to hold something of the workspace that the subject
+// is; names sort by time. The engine's lock is held.
+func (s *subject) taken(extension string) string {
+	if h := s.holdings[extension]; h != nil {
+		return h.rec.Taken[phase.Workspace]
+	}
+	return ""
 }
 
 // task is one thing to do for a subject, when its turn comes.
