@@ -159,8 +159,9 @@ func (s *Server) GetOperation(ctx context.Context, r *gatewayv1.GetOperationRequ
 // WatchOperation looks again at every change and sends the operation when it differs from what was sent.
 func (s *Server) WatchOperation(r *gatewayv1.GetOperationRequest, stream gatewayv1.Gateway_WatchOperationServer) error {
 	sent := ""
+	changed, stop := s.engine.Subscribe(r.GetId())
+	defer stop()
 	for {
-		changed := s.engine.Changed()
 		m, err := s.GetOperation(stream.Context(), r)
 		if err != nil {
 			return err

@@ -163,9 +163,14 @@ func (s *Server) ListSandboxes(_ context.Context, r *gatewayv1.ListSandboxesRequ
 
 func (s *Server) matching(r *gatewayv1.ListSandboxesRequest) []engine.Sandbox {
 	want := r.GetRef().GetIdOrName()
-	return slices.DeleteFunc(s.engine.Sandboxes(r.GetAll() || want != ""), func(sb engine.Sandbox) bool {
-		return r.GetDriver() != "" && sb.Driver != r.GetDriver() || r.GetWorkspace() != "" && sb.Workspace != r.GetWorkspace() ||
-			want != "" && sb.ID != want && sb.Name != want
+	var list []engine.Sandbox
+	if want != "" {
+		list = s.engine.Named(engine.Ref{IDOrName: want})
+	} else {
+		list = s.engine.Sandboxes(r.GetAll())
+	}
+	return slices.DeleteFunc(list, func(sb engine.Sandbox) bool {
+		return r.GetDriver() != "" && sb.Driver != r.GetDriver() || r.GetWorkspace() != "" && sb.Workspace != r.GetWorkspace()
 	})
 }
 
@@ -173,8 +178,18 @@ func (s *Server) matching(r *gatewayv1.ListSandboxesRequest) []engine.Sandbox {
 func (s *Server) WatchSandboxes(r *gatewayv1.ListSandboxesRequest, stream gatewayv1.Gateway_WatchSandboxesServer) error {
 	all := &gatewayv1.ListSandboxesRequest{Driver: r.GetDriver(), Workspace: r.GetWorkspace(), Ref: r.GetRef(), All: true}
 	sent, first := map[string]string{}, true
+	var one <-chan struct{} // where the caller wants one sandbox by its id
+	id := r.GetRef().GetIdOrName()
+	if list := s.engine.Named(engine.Ref{IDOrName: id}); len(list) == 1 && list[0].ID == id {
+		var stop func()
+		one, stop = s.engine.Subscribe(id)
+		defer stop()
+	}
 	for {
-		changed := s.engine.Changed()
+		changed := one
+		if changed == nil {
+			changed = s.engine.Changed()
+		}
 		for _, sb := range s.matching(all) {
 			m := s.sandbox(sb)
 			text := m.String()

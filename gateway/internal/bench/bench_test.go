@@ -21,7 +21,7 @@ func start(t *testing.T, n int, env ...string) []*supervisor.Handle {
 			t.Error(err)
 		}
 	})
-	if _, err := p.launch(t.Context(), n, env...); err != nil {
+	if _, _, err := p.launch(t.Context(), n, env...); err != nil {
 		t.Fatal(err)
 	}
 	return p.handles

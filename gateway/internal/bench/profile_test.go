@@ -14,7 +14,7 @@ func BenchmarkCreate(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer func() { _ = p.Close() }()
-	if _, err := p.launch(b.Context(), 2); err != nil {
+	if _, _, err := p.launch(b.Context(), 2); err != nil {
 		b.Fatal(err)
 	}
 	for _, st := range []store{memory, disk} {
@@ -46,7 +46,7 @@ func BenchmarkCall(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer func() { _ = p.Close() }()
-	if _, err := p.launch(b.Context(), 1); err != nil {
+	if _, _, err := p.launch(b.Context(), 1); err != nil {
 		b.Fatal(err)
 	}
 	g, err := newGateway(b.Context(), memory, p.handles)
@@ -73,7 +73,7 @@ func BenchmarkStart(b *testing.B) {
 	}
 	defer func() { _ = p.Close() }()
 	for b.Loop() {
-		if _, err := p.launch(b.Context(), 1); err != nil {
+		if _, _, err := p.launch(b.Context(), 1); err != nil {
 			b.Fatal(err)
 		}
 		if err := p.end(); err != nil {

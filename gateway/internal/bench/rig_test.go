@@ -76,24 +76,28 @@ func spec(name string, env ...string) supervisor.Spec {
 	return s
 }
 
-// launch starts n programs side by side and configures them. It returns how long each took to be negotiated.
-func (p *programs) launch(ctx context.Context, n int, env ...string) ([]time.Duration, error) {
-	took, errs := make([]time.Duration, n), make([]error, n)
+// launch starts n programs side by side and configures them. It returns how long each took to be negotiated, from the
+// verification of the program on and from the start of its process on.
+func (p *programs) launch(ctx context.Context, n int, env ...string) (whole, ready times, err error) {
+	whole, ready = make(times, n), make(times, n)
+	errs := make([]error, n)
 	handles := make([]*supervisor.Handle, n)
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
 			began := time.Now()
 			handles[i], errs[i] = p.Launch(ctx, spec(fmt.Sprintf("noop-%02d", i), env...))
-			took[i] = time.Since(began)
+			negotiated := time.Now()
+			whole[i] = negotiated.Sub(began)
 			if errs[i] == nil {
+				ready[i] = negotiated.Sub(handles[i].Status().Started)
 				errs[i] = handles[i].Configure(ctx, nil, nil)
 			}
 		})
 	}
 	wg.Wait()
 	p.handles = handles
-	return took, errors.Join(errs...)
+	return whole, ready, errors.Join(errs...)
 }
 
 // end stops the programs that were launched last.

@@ -72,6 +72,10 @@ func (e *Engine) publish(c *change) {
 			show()
 		}
 	}
+	for i := range c.writes {
+		e.wake(c.writes[i].Record.ID)
+		e.wake(c.writes[i].Record.Parent)
+	}
 	*c = change{}
 	e.notify()
 	e.mu.Unlock()
@@ -81,4 +85,34 @@ func (e *Engine) publish(c *change) {
 func (e *Engine) notify() {
 	close(e.changed)
 	e.changed = make(chan struct{})
+}
+
+// Subscribe returns a channel that gets a value whenever something is published of the sandbox, workspace or operation
+// with this id, and what ends that. Subscribe before looking, and no change is missed. Who waits for one thing among
+// many is not woken by the others.
+func (e *Engine) Subscribe(id string) (<-chan struct{}, func()) {
+	ch := make(chan struct{}, 1) // one that is not yet taken stands for all that followed
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.waiting[id] == nil {
+		e.waiting[id] = map[chan struct{}]bool{}
+	}
+	e.waiting[id][ch] = true
+	return ch, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if delete(e.waiting[id], ch); len(e.waiting[id]) == 0 {
+			delete(e.waiting, id)
+		}
+	}
+}
+
+// wake tells those who wait for one thing that something of it was published. The lock is held.
+func (e *Engine) wake(id string) {
+	for ch := range e.waiting[id] {
+		select {
+		case ch <- struct{}{}:
+		default:
+		}
+	}
 }

@@ -83,8 +83,9 @@ type Engine struct {
 	operations map[string]*Operation
 	steps      map[string][]*Step // of unfinished operations
 	switches   map[string]Disabled
-	using      map[string]int // how many use a generation at the moment
-	changed    chan struct{}  // closed and replaced whenever something is published
+	using      map[string]int                    // how many use a generation at the moment
+	changed    chan struct{}                     // closed and replaced whenever something is published
+	waiting    map[string]map[chan struct{}]bool // id -> who waits for something of it
 	watched    map[string]context.CancelFunc
 	passes     map[string]map[string]bool // bind -> differences that the last reconcile found
 }
@@ -115,6 +116,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		switches:   map[string]Disabled{},
 		using:      map[string]int{},
 		changed:    make(chan struct{}),
+		waiting:    map[string]map[chan struct{}]bool{},
 		watched:    map[string]context.CancelFunc{},
 		passes:     map[string]map[string]bool{},
 	}

@@ -229,6 +229,7 @@ func (x *execution) waiting(what string) {
 		shown := *op
 		shown.Waiting = what
 		x.e.operations[x.op.ID] = &shown
+		x.e.wake(x.op.ID)
 		x.e.notify()
 	}
 }

@@ -122,7 +122,7 @@ type Ref struct{ IDOrName, Driver, Workspace string }
 // Find returns the sandbox that is meant: the one of that id; else the newest of that name, live ones first. A name
 // that several drivers or workspaces have is Invalid, naming them.
 func (e *Engine) Find(r Ref) (Sandbox, error) {
-	match := e.named(r)
+	match := e.Named(r)
 	if len(match) > 0 && match[0].ID == r.IDOrName {
 		return match[0], nil
 	}
@@ -144,8 +144,8 @@ func (e *Engine) Find(r Ref) (Sandbox, error) {
 	return match[len(match)-1], nil
 }
 
-// named returns the sandbox of that id alone, or those of that name, the newest last.
-func (e *Engine) named(r Ref) []Sandbox {
+// Named returns the sandbox of that id alone, or those of that name, the newest last.
+func (e *Engine) Named(r Ref) []Sandbox {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s := e.subjects[r.IDOrName]; s != nil && s.sandbox != nil {
