@@ -44,7 +44,11 @@ func TestMain(m *testing.M) {
 		_ = plugin.Serve(&keeper{dir: os.Args[2], requires: os.Args[3:]}) // it has said what was wrong
 		unix.Exit(0)
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if examplesDir != "" {
+		_ = os.RemoveAll(examplesDir)
+	}
+	os.Exit(code)
 }
 
 // keeper is an extension that holds a file for each sandbox, and writes down everything that it is told.

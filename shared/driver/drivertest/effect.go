@@ -190,7 +190,8 @@ func (w *World) judgeAddress(id sandbox.Identity, main, net map[string]any, inTh
 	if text == "" {
 		return nil
 	}
-	address, err := netip.ParseAddr(text)
+	bare, _, _ := strings.Cut(text, "/") // extensions give the length of the prefix where they know it
+	address, err := netip.ParseAddr(bare)
 	if err != nil {
 		return invalid("Box/main.address", "is not an address")
 	}
