@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ const asProgram = "SANDGATE_TEST_AS_PROGRAM"
 
 // examples builds the example extensions, once.
 var examples = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "sgx")
+	dir, err := os.MkdirTemp("", "examples")
 	if err != nil {
 		return "", err
 	}
@@ -85,7 +86,7 @@ func (s *syncBuffer) String() string {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "sgc")
+	dir, err := os.MkdirTemp("", "cli")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +114,7 @@ func (s *site) write(text string) {
 func (s *site) config() string { return filepath.Join(s.dir, "site.hcl") }
 
 // chain is a driver "acme" over the native one, with both examples bound.
-func (s *site) chain(tenantMode string) string {
+func (s *site) chain(mode string) string {
 	s.t.Helper()
 	examplesBuilt = true
 	dir, err := examples()
@@ -150,10 +151,36 @@ driver "acme" {
     grant { mutate = ["Process.labels", "Process.annotations"] }
   }
   bind "ipam" {
+    mode = %[3]q
     grant { mutate = ["Process.environment"] }
   }
 }
-`, dir, s.dir, tenantMode)
+`, dir, s.dir, mode)
+}
+
+// program is this program, to be run as a process of its own.
+func (s *site) program(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(s.t.Context(), "/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), asProgram+"=1", "SANDGATE_ADDR="+s.env["SANDGATE_ADDR"])
+	return cmd
+}
+
+// startProcess runs the gateway as a process of its own; attr says how.
+func (s *site) startProcess(attr *syscall.SysProcAttr) *exec.Cmd {
+	s.t.Helper()
+	cmd := s.program("gateway", "--dev", "--config", s.config())
+	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = &s.log, &s.log, attr
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	s.until("the gateway answers", func() bool { _, _, code := s.run("version", "--gateway"); return code == 0 })
+	return cmd
 }
 
 // start runs the gateway in this process, by its command.

@@ -21,7 +21,7 @@ var variable = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z?`), "TIME"},
 	{regexp.MustCompile(`\b[\d.]+(µs|ms|s)\b`), "DURATION"},
 	{regexp.MustCompile(`sensitive, [0-9a-f]{4}…`), "sensitive, DIGEST"},
-	{regexp.MustCompile(`/tmp/sgx\d+`), "EXAMPLES"},
+	{regexp.MustCompile(`/\S*/examples\d+`), "EXAMPLES"},
 	{regexp.MustCompile(`process  +\d+`), "process  PID"},
 	{regexp.MustCompile(`Instance: +\w+`), "Instance: INSTANCE"},
 	{regexp.MustCompile(`uid:\d+`), "uid:UID"},

@@ -9,7 +9,7 @@ import (
 
 // examples builds the example extensions once, and returns the directory that they lie in. TestMain removes it.
 var examples = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "sgx")
+	dir, err := os.MkdirTemp("", "examples")
 	if err != nil {
 		return "", err
 	}

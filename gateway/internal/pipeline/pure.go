@@ -204,7 +204,7 @@ func (c *Chain) unobservable(b *Bind) Observation {
 	for _, pt := range c.schema.Points() {
 		late := pt.Late() && (b.Phases.Has(phase.BeforeCreate) && pt.Open(phase.BeforeCreate) || b.Phases.Has(phase.BeforeStart) && pt.Open(phase.BeforeStart))
 		granted := slices.ContainsFunc(b.Grant.Mutate, func(g plan.Pattern) bool { return g.Covers(pt.Pattern) || pt.Pattern.Covers(g) })
-		if late && granted && !pt.Open(phase.PreparePlan) {
+		if late && granted && !(b.Phases.Has(phase.PreparePlan) && pt.Open(phase.PreparePlan)) {
 			o.Late = append(o.Late, pt.Pattern)
 		}
 	}
