@@ -2,7 +2,8 @@
 //
 // A sandbox is a directory. A small process, the shim, holds each running one: it outlives the gateway, keeps a lock
 // on the directory for as long as it lives, and writes down how the command ended. Whoever opens the driver again
-// finds all of that. DESIGN.md has the layout and the order of effects.
+// finds all of that. A run that is told to have ended has left nothing: no process, no link, no control group.
+// DESIGN.md has the layout, the marks, the order of effects and what a sandbox sees.
 package native
 
 import (
