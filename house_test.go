@@ -28,6 +28,7 @@ var rules = []struct {
 	{"plugin", []string{"shared", "plugin"}},
 	{"drivers/native", []string{"shared"}},
 	{"drivers/compose", []string{"shared"}},
+	{"drivers/remote", []string{"shared"}},
 	{"drivers", []string{"shared", "drivers"}},
 	{"examples", []string{"shared", "plugin", "examples"}},
 	{"gateway/internal/journal", []string{"shared/fault", "gateway/internal/journal"}},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sandgate/sandgate/drivers/native"
+	"github.com/sandgate/sandgate/drivers/remote"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -23,6 +24,7 @@ type Config struct {
 	Hide    []string // directories of the gateway's, which no sandbox may see
 	Shim    []string // the command that runs what of the gateway's program a driver needs besides it
 	Logger  *slog.Logger
+	Version string          // of the gateway
 	Setting json.RawMessage // its config block, decoded with Schema
 }
 
@@ -37,6 +39,13 @@ func Types() map[string]Type {
 	return map[string]Type{
 		"native": {Schema: nativeSchema(), Open: openNative},
 	}
+}
+
+// Remote is the type of a driver of somebody else's, behind a Unix socket.
+func Remote(socket string) Type {
+	return Type{Open: func(c Config) (driver.Driver, error) {
+		return remote.Open(remote.Config{Name: c.Name, Socket: socket, Dir: c.Dir, Version: c.Version, Logger: c.Logger})
+	}}
 }
 
 // Names returns the built-in types, sorted.

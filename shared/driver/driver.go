@@ -116,8 +116,18 @@ type Description struct {
 	// ManagesLifecycle is said to an OpenShell gateway: that it is to stop the sandboxes when it ends and to start them
 	// when it begins. Drivers whose sandboxes outlive it have no need of that.
 	ManagesLifecycle bool `json:"manages_lifecycle,omitempty"`
+	// Listeners are addresses at which the sandboxes need to reach an OpenShell gateway.
+	Listeners []Listener `json:"listeners,omitempty"`
 	// Missing says, for people, what this host does not give and why: feature name to reason.
 	Missing map[string]string `json:"missing,omitempty"`
+}
+
+// Listener is one address that is needed: exactly one of the three is set.
+type Listener struct {
+	Reason       string `json:"reason,omitempty"`
+	Address      string `json:"address,omitempty"` // "ip:port"
+	DefaultRoute bool   `json:"default_route,omitempty"`
+	Loopback     bool   `json:"loopback,omitempty"`
 }
 
 // Request is a sandbox that is asked for.
@@ -133,6 +143,7 @@ type ResolveRequest struct {
 	Plan      *plan.Plan
 	Workspace *plan.Plan // nil while the workspace was never ensured
 	Requires  []string   // features that extensions require for this sandbox
+	Request   []byte     // sandbox.Spec.Request: secret
 	Preview   bool
 }
 
@@ -144,6 +155,7 @@ type CreateRequest struct {
 	Plan      *plan.Plan
 	Workspace *plan.Plan
 	Token     []byte // secret: reaches the sandbox, never a log
+	Request   []byte // sandbox.Spec.Request: secret
 }
 
 // StartRequest is a run to be begun.
@@ -154,6 +166,7 @@ type StartRequest struct {
 	Plan      *plan.Plan
 	Workspace *plan.Plan
 	Token     []byte
+	Request   []byte
 }
 
 // DeleteRequest says what to remove.

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/sandgate/sandgate/gateway/internal/engine"
+	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	computev1 "github.com/sandgate/sandgate/shared/proto/compute/v1"
 	"github.com/sandgate/sandgate/shared/sandbox"
@@ -48,6 +49,20 @@ func (d *ComputeDoor) createRequest(ctx context.Context, m *computev1.DriverSand
 		}
 	}
 	return out, nil
+}
+
+// ListenerRequirement says what a driver needs of its OpenShell gateway's listeners.
+func ListenerRequirement(l driver.Listener) *computev1.GatewayListenerRequirement {
+	m := &computev1.GatewayListenerRequirement{Reason: l.Reason}
+	switch {
+	case l.DefaultRoute:
+		m.Selector = &computev1.GatewayListenerRequirement_DefaultRouteInterface{DefaultRouteInterface: &computev1.GatewayDefaultRouteInterfaceRequirement{}}
+	case l.Loopback:
+		m.Selector = &computev1.GatewayListenerRequirement_LoopbackInterface{LoopbackInterface: &computev1.GatewayLoopbackInterfaceRequirement{}}
+	default:
+		m.Selector = &computev1.GatewayListenerRequirement_ExactBindAddress{ExactBindAddress: l.Address}
+	}
+	return m
 }
 
 // resources reads quantities as Kubernetes writes them; a limit counts before a request.

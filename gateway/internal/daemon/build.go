@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 
@@ -109,8 +110,8 @@ func refuseChanged(was, is *config.Config, f *config.Findings) {
 func (d *Daemon) openDrivers(ctx context.Context, gen *generation, f *config.Findings) error {
 	for _, c := range gen.config.Drivers {
 		base := gen.config.Root(c.Name)
-		if base.Type == "" {
-			f.Add(c.Range, "Driver is not supported yet", "This gateway runs built-in drivers and drivers composed over them.")
+		if base.Command != "" {
+			f.Add(c.Range, "Driver is not supported yet", "This gateway runs built-in drivers, drivers behind a socket, and drivers composed over them.")
 			continue
 		}
 		root, err := d.openBase(gen.config, base, f)
@@ -146,7 +147,10 @@ func (d *Daemon) layers(cfg *config.Config, c config.Driver, root driver.Driver)
 }
 
 func (d *Daemon) openBase(cfg *config.Config, c config.Driver, f *config.Findings) (driver.Driver, error) {
-	typ := drivers.Types()[c.Type]
+	typ, kind := drivers.Types()[c.Type], c.Type
+	if c.Socket != "" {
+		typ, kind = drivers.Remote(strings.TrimPrefix(c.Socket, "unix://")), c.Socket
+	}
 	setting, diags := config.DecodeBody(c.Config, typ.Schema, cfg.Context(), c.Range, fmt.Sprintf("driver %q", c.Name))
 	f.AddDiagnostics(diags)
 	if diags.HasErrors() {
@@ -155,7 +159,7 @@ func (d *Daemon) openBase(cfg *config.Config, c config.Driver, f *config.Finding
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if o, ok := d.open[c.Name]; ok {
-		if o.setting == string(setting) && o.typ == c.Type {
+		if o.setting == string(setting) && o.typ == kind {
 			return o.driver, nil
 		}
 		f.Add(c.Range, "Driver cannot be changed while the gateway runs", fmt.Sprintf("The settings of driver %q differ from those that it was opened with: restart the gateway.", c.Name))
@@ -166,7 +170,7 @@ func (d *Daemon) openBase(cfg *config.Config, c config.Driver, f *config.Finding
 		return nil, err
 	}
 	drv, err := typ.Open(drivers.Config{Name: c.Name, Dir: filepath.Join(data, "drivers", c.Name), Hide: []string{data}, Shim: d.opts.Shim,
-		Logger: d.log.With("driver", c.Name), Setting: setting})
+		Logger: d.log.With("driver", c.Name), Version: d.opts.Version, Setting: setting})
 	if fault.Is(err, fault.Invalid) {
 		f.Add(d.at(c.Config, typ.Schema, err, c.Range), "Invalid driver configuration", err.Error())
 		return nil, nil
@@ -174,7 +178,7 @@ func (d *Daemon) openBase(cfg *config.Config, c config.Driver, f *config.Finding
 	if err != nil {
 		return nil, fmt.Errorf("open driver %q: %w", c.Name, err)
 	}
-	d.open[c.Name] = openDriver{driver: drv, setting: string(setting), typ: c.Type}
+	d.open[c.Name] = openDriver{driver: drv, setting: string(setting), typ: kind}
 	return drv, nil
 }
 

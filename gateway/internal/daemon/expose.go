@@ -87,6 +87,9 @@ func (d *Daemon) about(gen *generation, c config.Driver) api.ComputeAbout {
 	desc := gen.Drivers[c.Name].Description
 	about := api.ComputeAbout{Version: d.opts.Version, DefaultImage: desc.DefaultImage, ManagesLifecycle: desc.ManagesLifecycle,
 		Admission: admission(c.Expose), Features: map[string]bool{}}
+	for _, l := range desc.Listeners {
+		about.Listeners = append(about.Listeners, api.ListenerRequirement(l))
+	}
 	for _, f := range desc.Features {
 		about.Features[f.Name] = true
 	}

@@ -236,7 +236,7 @@ func (p *planner) plan(ctx context.Context, ws *Workspace) error {
 	p.prepared = prepared
 	p.leaveOut(prepared.Without)
 	p.sb.Layers, p.sb.Requires, p.op.Observed = prepared.Layers, prepared.Requires, prepared.Observed
-	return p.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: p.sb.Identity, Plan: prepared.Plan, Workspace: p.wsPlan,
+	return p.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: p.sb.Identity, Request: p.sb.Spec.Request, Plan: prepared.Plan, Workspace: p.wsPlan,
 		Requires: prepared.Requires, Preview: p.preview})
 }
 

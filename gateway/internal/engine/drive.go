@@ -164,10 +164,10 @@ func (x *execution) callDriver(ctx context.Context, c call) error {
 	switch c {
 	case callCreate:
 		return d.Create(ctx, &driver.CreateRequest{Identity: x.sb.Identity, Operation: x.sb.Operation, Run: x.sb.Run.Number,
-			Plan: x.plan, Workspace: x.wsPlan, Token: x.sb.Spec.Token})
+			Plan: x.plan, Workspace: x.wsPlan, Token: x.sb.Spec.Token, Request: x.sb.Spec.Request})
 	case callStart:
 		return d.Start(ctx, &driver.StartRequest{Identity: x.sb.Identity, Operation: x.sb.Operation, Run: x.sb.Run.Number,
-			Plan: x.plan, Workspace: x.wsPlan, Token: x.sb.Spec.Token})
+			Plan: x.plan, Workspace: x.wsPlan, Token: x.sb.Spec.Token, Request: x.sb.Spec.Request})
 	case callStop:
 		return d.Stop(ctx, x.sb.Identity)
 	case callDelete:

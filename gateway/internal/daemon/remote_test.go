@@ -1,0 +1,67 @@
+package daemon
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sandgate/sandgate/drivers/remote"
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/driver/drivertest"
+	"github.com/sandgate/sandgate/shared/sandbox"
+)
+
+// TestARemoteDriverConforms: the remote driver over a gateway that serves native through a chain.
+func TestARemoteDriverConforms(t *testing.T) {
+	s := newSite(t)
+	s.writeExposed("30s", "")
+	s.start()
+	defer s.end()
+	place := func(tb testing.TB) func() (driver.Driver, error) {
+		dir := filepath.Join(tb.TempDir(), "notes")
+		return func() (driver.Driver, error) {
+			return remote.Open(remote.Config{Name: "remote", Socket: s.socket(), Dir: dir, Version: "test"})
+		}
+	}
+	drivertest.Lifecycle(t, drivertest.Factory{Driver: "remote", Place: place, Commands: drivertest.Shell()})
+}
+
+// TestAChainOfThree: a gateway whose composed driver stands on a remote one, which is another gateway's, which stands on
+// native.
+func TestAChainOfThree(t *testing.T) {
+	far := newSite(t)
+	far.writeExposed("30s", "")
+	far.start()
+	defer far.end()
+	near := newSite(t)
+	path := near.write(near.keeperBlock(""), `bind "keeper" {
+    grant { mutate = ["DriverSandbox.labels", "DriverSandbox.image"] }
+  }`)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, fmt.Appendf(nil, "%s\ndriver \"far\" {\n  socket = \"unix://%s\"\n}\n", strings.Replace(string(raw), `base = "native"`, `base = "far"`, 1), far.socket()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	near.start()
+	defer near.end()
+	id, err := near.create("one", sandbox.Spec{Environment: map[string]string{"A": "1"}, Token: []byte("hush")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if near.held() != 1 || far.held() != 1 {
+		t.Errorf("held: %d here, %d there", near.held(), far.held())
+	}
+	near.until("it is ready", func() bool { sb, _ := near.d.engine.Lookup(id.ID); return sb.State == sandbox.Ready })
+	there, ok := far.d.engine.Lookup(id.ID)
+	if !ok || there.Name != "one" || there.Driver != "acme" || there.State != sandbox.Ready {
+		t.Errorf("there: %+v", there)
+	}
+	near.remove(id.ID)
+	if near.held()+far.held() != 0 {
+		t.Errorf("held after the delete: %d here, %d there", near.held(), far.held())
+	}
+}
