@@ -156,7 +156,7 @@ func extensionCommand(env Env, c *client) *cobra.Command {
 			func(ctx context.Context, g gatewayv1.GatewayClient, args []string) (*gatewayv1.Extension, error) {
 				return g.GetExtension(ctx, &gatewayv1.GetExtensionRequest{Name: args[0]})
 			}, extensionDetail), extensionNames),
-		c.complete(disable, extensionNames), c.complete(enable, extensionNames), verifyCommand(env))
+		c.complete(disable, extensionNames), c.complete(enable, extensionNames), verifyCommand(env), newCommand(env))
 }
 
 func extensionState(x *gatewayv1.Extension) string {
