@@ -24,6 +24,9 @@ const (
 	MaxDriverConfig     = 64 << 10
 	MaxToken            = 64 << 10
 	MaxExtensions       = 64
+	MaxMilliCPU         = 1000 << 20
+	MaxMemory           = 1 << 60
+	MaxPIDs             = 1 << 22 // what Linux can count
 )
 
 var (
@@ -59,6 +62,7 @@ func (s *Spec) Check() error {
 		}
 	}
 	add(len(s.Image) <= MaxImage, "image", "is %d bytes long; at most %d", len(s.Image), MaxImage)
+	add(!control(s.Image), "image", "contains a control character")
 	add(len(s.Command) <= MaxCommandArgs, "command", "has %d arguments; at most %d", len(s.Command), MaxCommandArgs)
 	total := 0
 	for i, a := range s.Command {
@@ -78,15 +82,28 @@ func (s *Spec) Check() error {
 		path := "labels." + clip(k)
 		add(k != "" && len(k) <= MaxLabelKey, path, "has a key of %d bytes; 1 to %d", len(k), MaxLabelKey)
 		add(len(v) <= MaxLabelValue, path, "has a value of %d bytes; at most %d", len(v), MaxLabelValue)
+		add(!control(k) && !control(v), path, "contains a control character")
 	}
-	add(s.Resources.MilliCPU >= 0, "resources.cpu", "is negative")
-	add(s.Resources.Memory >= 0, "resources.memory", "is negative")
-	add(s.Resources.PIDs >= 0, "resources.pids", "is negative")
+	for _, r := range []struct {
+		path   string
+		n, max int64
+	}{{"resources.cpu", s.Resources.MilliCPU, MaxMilliCPU}, {"resources.memory", s.Resources.Memory, MaxMemory}, {"resources.pids", s.Resources.PIDs, MaxPIDs}} {
+		add(r.n >= 0, r.path, "is negative")
+		add(r.n <= r.max, r.path, "is %d; at most %d", r.n, r.max)
+	}
 	add(len(s.DriverConfig) <= MaxDriverConfig, "driver_config", "is %d bytes long; at most %d", len(s.DriverConfig), MaxDriverConfig)
 	add(isObject(s.DriverConfig), "driver_config", "is not a JSON object")
 	add(len(s.Extensions) <= MaxExtensions, "extensions", "has %d names; at most %d", len(s.Extensions), MaxExtensions)
+	for i, x := range s.Extensions {
+		add(CheckName("", x) == nil, fmt.Sprintf("extensions[%d]", i), "%q is not the name of an extension", clip(x))
+	}
 	add(len(s.Token) <= MaxToken, "token", "is %d bytes long; at most %d", len(s.Token), MaxToken)
 	return summarize(d)
+}
+
+// control reports characters that would garble whatever shows them.
+func control(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
 // summarize makes one error of all that is wrong: its message names every field, sorted.

@@ -44,7 +44,7 @@ type Server struct {
 // New makes the gateway's gRPC server, with reflection and health. Options carry the listener's credentials.
 func New(e *engine.Engine, host Host, opts ...grpc.ServerOption) (*grpc.Server, *Server) {
 	s := &Server{engine: e, host: host, health: health.NewServer()}
-	opts = append(opts, grpc.ChainUnaryInterceptor(unaryFaults), grpc.ChainStreamInterceptor(streamFaults))
+	opts = append(opts, grpc.ChainUnaryInterceptor(unaryFaults, unaryLimits), grpc.ChainStreamInterceptor(streamFaults, streamLimits))
 	g := grpc.NewServer(opts...)
 	gatewayv1.RegisterGatewayServer(g, s)
 	healthv1.RegisterHealthServer(g, s.health)
