@@ -1,6 +1,6 @@
 # Every target works on a fresh Linux machine with Go, as root and as an ordinary user.
 .DEFAULT_GOAL := build
-.PHONY: build demo test unit generate lint bench check simulate proto help clean
+.PHONY: build demo test unit generate lint bench check simulate crash proto help clean
 
 build: ## build the gateway and the example extensions into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
@@ -17,6 +17,9 @@ unit: ## the tests of every package, without the lanes that need more
 
 simulate: ## histories of the engine under one seed each: make simulate N=10000 SEED=1 (TRACE=1 prints the steps)
 	SIM_N=$(N) SIM_SEED=$(SEED) SIM_TRACE=$(TRACE) go test -timeout 24h -count 1 -v -run 'TestSimulation$$' ./gateway/internal/engine
+
+crash: ## kill the gateway at every moment, and again at every commit of every recovery
+	go test -count=1 -timeout 60m -v -run TestKilledAtEveryMoment ./gateway/internal/daemon -crash-all
 
 generate: ## make the generated code anew
 	scripts/proto.sh generate

@@ -77,11 +77,18 @@ func (d *Daemon) populate(ctx context.Context, gen *generation, f *config.Findin
 	}
 	for name, chain := range binds {
 		for _, b := range chain {
-			b.Program = d.telemetry.Extension(name, b.Extension, gen.extensions[b.Extension].handle)
+			b.Program = d.telemetry.Extension(name, b.Extension, d.program(b.Extension, gen.extensions[b.Extension]))
 		}
 		gen.Drivers[name].Chain = pipeline.New(chain, gen.Drivers[name].Schema, d)
 	}
 	return nil
+}
+
+func (d *Daemon) program(name string, r *running) pipeline.Extension {
+	if put := d.opts.between.extension; put != nil {
+		return put(name, r.handle)
+	}
+	return r.handle
 }
 
 // refuseChanged refuses a reload that changes what is fixed while the gateway runs: it would be ignored quietly.
@@ -177,6 +184,9 @@ func (d *Daemon) openBase(cfg *config.Config, c config.Driver, f *config.Finding
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open driver %q: %w", c.Name, err)
+	}
+	if put := d.opts.between.driver; put != nil {
+		drv = put(drv)
 	}
 	d.open[c.Name] = openDriver{driver: drv, setting: string(setting), typ: kind}
 	return drv, nil

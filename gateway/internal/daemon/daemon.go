@@ -21,6 +21,7 @@ import (
 	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/gateway/internal/journal"
+	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/gateway/internal/supervisor"
 	"github.com/sandgate/sandgate/gateway/internal/telemetry"
 	"github.com/sandgate/sandgate/shared/driver"
@@ -37,13 +38,23 @@ type Options struct {
 	Logger  *slog.Logger
 	Ready   func(address string) // called once the gateway serves; nil: nobody is told
 	Reload  <-chan os.Signal     // nil: only the API reloads
+
+	between between // for tests of this package
+}
+
+// between is what stands between the engine and what it calls. A test puts something there that fails, waits or ends
+// the process at a chosen moment; a gateway has nothing there.
+type between struct {
+	journal   func(journal.Journal) journal.Journal
+	driver    func(driver.Driver) driver.Driver
+	extension func(name string, x pipeline.Extension) pipeline.Extension
 }
 
 // Daemon is a gateway.
 type Daemon struct {
 	opts       Options
 	log        *slog.Logger
-	journal    *journal.Store
+	journal    journal.Journal
 	supervisor *supervisor.Supervisor
 	telemetry  *telemetry.Telemetry
 	engine     *engine.Engine
@@ -91,7 +102,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 			err = errors.Join(err, d.close())
 		}
 	}()
-	if d.journal, err = journal.Open(ctx, journal.Config{Dir: cfg.Gateway.DataDir, URL: storeURL(cfg)}); err != nil {
+	if err := d.openJournal(ctx, cfg); err != nil {
 		return nil, findings, err
 	}
 	if d.telemetry, err = telemetry.New(cfg.Gateway.Tracing, opts.Version); err != nil {
@@ -119,6 +130,18 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 
 func (d *Daemon) operationEnded(op engine.Operation) {
 	d.telemetry.OperationEnded(op.Driver, string(op.Kind), op.Code, op.Ended.Sub(op.Started))
+}
+
+func (d *Daemon) openJournal(ctx context.Context, cfg *config.Config) error {
+	store, err := journal.Open(ctx, journal.Config{Dir: cfg.Gateway.DataDir, URL: storeURL(cfg)})
+	if err != nil {
+		return err
+	}
+	d.journal = store
+	if put := d.opts.between.journal; put != nil {
+		d.journal = put(store)
+	}
+	return nil
 }
 
 func storeURL(cfg *config.Config) string {

@@ -44,9 +44,17 @@ func TestMain(m *testing.M) {
 		_ = plugin.Serve(&keeper{dir: os.Args[2], requires: os.Args[3:]}) // it has said what was wrong
 		unix.Exit(0)
 	}
+	if len(os.Args) > 3 && os.Args[1] == heldSwitch {
+		unix.Exit(native.ShimMain(os.Args[3:]))
+	}
+	if crashMain(os.Args) {
+		unix.Exit(0)
+	}
 	code := m.Run()
-	if examplesDir != "" {
-		_ = os.RemoveAll(examplesDir)
+	for _, dir := range []string{examplesDir, programsDir} {
+		if dir != "" {
+			_ = os.RemoveAll(dir)
+		}
 	}
 	os.Exit(code)
 }
@@ -140,7 +148,7 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = errors.Join(os.RemoveAll(dir), os.RemoveAll(mustRuntimeDir(t, dir+"/data"))) })
 	return &site{t: t, dir: dir}
 }
 
