@@ -305,7 +305,7 @@ func obey(ctx context.Context, d *Daemon, t *trap, words []string) (said, error)
 		}
 		return said{State: string(sb.State), Count: sb.Run.Number}, err
 	case "reload":
-		_, err := d.Reload(ctx)
+		_, err := d.Reload(ctx, "test")
 		return said{}, err
 	case "create", "begin":
 		h, err = create(d, arg(1), arg(2))
