@@ -214,6 +214,92 @@ func (d *decoder) blocks(content *hcl.BodyContent, b extension.Block, out map[st
 	}
 }
 
+// Sensitive returns where in a body the values stand that its schema declares sensitive.
+func Sensitive(body hcl.Body, schema extension.ConfigSchema) []hcl.Range {
+	if body == nil {
+		return nil
+	}
+	content, _, _ := body.PartialContent(bodySchema(schema))
+	if content == nil {
+		return nil
+	}
+	var out []hcl.Range
+	for _, a := range schema.Attributes {
+		if attr, ok := content.Attributes[a.Name]; ok && a.Sensitive {
+			out = append(out, attr.Expr.Range())
+		}
+	}
+	for _, b := range schema.Blocks {
+		for _, blk := range content.Blocks.OfType(b.Type) {
+			out = append(out, Sensitive(blk.Body, b.Body)...)
+		}
+	}
+	return out
+}
+
+// Secrets returns the texts in a decoded body that its schema declares sensitive.
+func Secrets(raw json.RawMessage, schema extension.ConfigSchema) []string {
+	var tree any
+	if json.Unmarshal(raw, &tree) != nil {
+		return nil
+	}
+	return secretsOf(tree, schema)
+}
+
+func secretsOf(tree any, schema extension.ConfigSchema) []string {
+	var out []string
+	switch t := tree.(type) {
+	case []any:
+		for _, v := range t {
+			out = append(out, secretsOf(v, schema)...)
+		}
+	case map[string]any:
+		for _, a := range schema.Attributes {
+			if v, ok := t[a.Name]; ok && a.Sensitive {
+				out = append(out, texts(v)...)
+			}
+		}
+		for _, b := range schema.Blocks {
+			out = append(out, blockSecrets(t[b.Type], b, len(b.Labels))...)
+		}
+	}
+	return out
+}
+
+// blockSecrets goes through the labels of a block to its bodies.
+func blockSecrets(v any, b extension.Block, labels int) []string {
+	labelled, ok := v.(map[string]any)
+	if labels == 0 || !ok {
+		return secretsOf(v, b.Body)
+	}
+	var out []string
+	for _, x := range labelled {
+		out = append(out, blockSecrets(x, b, labels-1)...)
+	}
+	return out
+}
+
+// texts returns every text and number of a value, as it might be quoted.
+func texts(v any) []string {
+	switch t := v.(type) {
+	case nil, bool:
+		return nil
+	case []any:
+		var out []string
+		for _, x := range t {
+			out = append(out, texts(x)...)
+		}
+		return out
+	case map[string]any:
+		var out []string
+		for _, x := range t {
+			out = append(out, texts(x)...)
+		}
+		return out
+	}
+	return []string{fmt.Sprint(v)}
+}
+
 // RangeOf finds where in a block a path stands that its owner found wrong, for example "pool.sandboxes.cidr". What it
 // cannot find it answers with the nearest block around it.
 func RangeOf(body hcl.Body, schema extension.ConfigSchema, path string, at hcl.Range) hcl.Range {

@@ -164,9 +164,13 @@ func (c *Config) Context() *hcl.EvalContext {
 
 // Findings is everything that is wrong, or worth saying, with the sources to show it in.
 type Findings struct {
-	diags hcl.Diagnostics
-	files map[string]*hcl.File
+	diags  hcl.Diagnostics
+	files  map[string]*hcl.File
+	hidden []hcl.Range // what is never shown in a source line
 }
+
+// Hide keeps places of the sources out of what is shown.
+func (f *Findings) Hide(at []hcl.Range) { f.hidden = append(f.hidden, at...) }
 
 // NewFindings returns an empty list.
 func NewFindings() *Findings { return &Findings{files: map[string]*hcl.File{}} }

@@ -57,20 +57,20 @@ func (f *Findings) line(r hcl.Range) (string, bool) {
 	sc.Buffer(nil, 1<<20)
 	for n := 1; sc.Scan(); n++ {
 		if n == r.Start.Line {
-			return f.hide(file, r.Start.Line, sc.Text()), true
+			return f.hide(file, r.Filename, r.Start.Line, sc.Text()), true
 		}
 	}
 	return "", false
 }
 
-// hide replaces string literals on a line by dots where they are the values of an env map, or a store's url.
-func (f *Findings) hide(file *hcl.File, line int, text string) string {
+// hide replaces what stands on a line by dots where it is the value of an env map, a store's url, or what Hide named.
+func (f *Findings) hide(file *hcl.File, name string, line int, text string) string {
 	body, ok := file.Body.(*hclsyntax.Body)
 	if !ok {
 		return text
 	}
-	for _, r := range secretRanges(body) {
-		if r.Start.Line > line || r.End.Line < line {
+	for _, r := range append(secretRanges(body), f.hidden...) {
+		if r.Filename != name || r.Start.Line > line || r.End.Line < line {
 			continue
 		}
 		from, to := 0, len(text)

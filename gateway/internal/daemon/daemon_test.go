@@ -76,8 +76,20 @@ func (k *keeper) Info() plugin.Info {
 	if slices.Contains(requires, newerState) {
 		version, requires = 2, nil
 	}
-	return plugin.Info{Name: "keeper", Version: "1.0.0", Requires: requires, Uses: []string{"labels", "image"}, Config: &keeperConfig{},
+	return plugin.Info{Name: "keeper", Version: "1.0.0", Requires: requires, Uses: []string{"labels", "image", "environment"}, Config: &keeperConfig{},
 		StateReads: []int{version}, StateWrites: version}
+}
+
+// Configure implements plugin.Configurer. It is an indiscreet program: it quotes what it does not like.
+func (k *keeper) Configure(_ context.Context, c *plugin.Config) error {
+	cfg := c.Value.(*keeperConfig)
+	if cfg.Tag == "refuse" {
+		c.Invalid("token", "I do not like "+cfg.Token, "Not at all: "+cfg.Token)
+	}
+	if cfg.Tag == "fail" {
+		return errors.New("no way to use " + cfg.Token)
+	}
+	return nil
 }
 
 // dump keeps all that a call carries, for the tests to look through.
@@ -100,6 +112,10 @@ func (k *keeper) PreparePlan(ctx context.Context, r *plugin.Request, p *plugin.P
 	if image, ok := r.Labels()["image"]; ok {
 		f, _ := r.Feature("image")
 		return p.Set(f, image)
+	}
+	if v, ok := r.Labels()["password"]; ok {
+		f, _ := r.Feature("environment")
+		return p.Set(f, map[string]string{"PASSWORD": v})
 	}
 	return nil
 }

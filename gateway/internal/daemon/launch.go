@@ -128,6 +128,7 @@ func (d *Daemon) decode(gen *generation, list []*candidate, f *config.Findings) 
 				continue
 			}
 		}
+		f.Hide(config.Sensitive(c.block.Config, c.schema))
 		raw, diags := config.DecodeBody(c.block.Config, c.schema, gen.config.Context(), c.block.Range, fmt.Sprintf("extension %q %s", m.Name, m.Version))
 		f.AddDiagnostics(diags)
 		c.config = raw
@@ -154,12 +155,22 @@ func (d *Daemon) configure(ctx context.Context, gen *generation, list []*candida
 		}
 		if said := fault.DiagnosticsOf(errs[i]); fault.Is(errs[i], fault.Invalid) && len(said) > 0 {
 			for _, w := range said {
-				f.Add(config.RangeOf(c.block.Config, c.schema, w.Path, c.block.Range), "Invalid configuration", strings.TrimSpace(w.Path+" "+w.Summary+"\n"+w.Detail))
+				f.Add(config.RangeOf(c.block.Config, c.schema, w.Path, c.block.Range), "Invalid configuration", d.discreet(c, strings.TrimSpace(w.Path+" "+w.Summary+"\n"+w.Detail)))
 			}
 			continue
 		}
-		f.Add(c.block.Range, "Extension cannot be configured", errs[i].Error())
+		f.Add(c.block.Range, "Extension cannot be configured", d.discreet(c, errs[i].Error()))
 	}
+}
+
+// discreet puts digests in the place of sensitive values that an extension quotes from its configuration.
+func (d *Daemon) discreet(c *candidate, text string) string {
+	for _, secret := range config.Secrets(c.config, c.schema) {
+		if secret != "" {
+			text = strings.ReplaceAll(text, secret, d.redact(secret))
+		}
+	}
+	return text
 }
 
 // take returns what runs for the candidate, counted in. A candidate that fails leaves nothing behind.
