@@ -320,7 +320,7 @@ func TestScenario27WhatOnlyHoldsCannotBeObserved(t *testing.T) {
 		r.must(err)
 		create := ops[slices.IndexFunc(ops, func(o Operation) bool { return o.Kind == phase.OpCreate })]
 		for what, observed := range map[string][]pipeline.Observation{"the preview": p.Observed, "the create": create.Observed} {
-			if len(observed) != 1 || fmt.Sprint(observed[0].Late) != "[Box.address]" || fmt.Sprint(observed[0].Phases) != "[before_create]" {
+			if len(observed) != 1 || fmt.Sprint(observed[0].Late) != "[Box.annotations Box.environment Box.address]" || fmt.Sprint(observed[0].Phases) != "[before_create]" {
 				t.Errorf("%s observes %+v", what, observed)
 			}
 		}
