@@ -35,6 +35,7 @@ lane "format and vet" scripts/lint.sh
 lane "tests" go test $race -timeout 8m ./...
 lane "wire" scripts/proto.sh check
 lane "demo" scripts/demo.sh
+lane "authors" scripts/authors.sh
 [ "$(id -u)" -eq 0 ] || leave_out "native driver as root" "this is an ordinary user; network and limits need root"
 echo
 printf '%s\n' "${summary[@]}"
