@@ -29,10 +29,12 @@ var programs = sync.OnceValues(func() (string, error) {
 	programsDir = dir
 	// Without the race detector: a program that has it takes a second to end, and is started many times.
 	for _, args := range [][]string{
-		{"test", "-c", "-ldflags", "-s -w", "-o", filepath.Join(dir, "gateway"), "."},
-		{"build", "-ldflags", "-s -w", "-o", dir + "/", "../../../examples/ipam", "../../../examples/tenant-namespace", "../crashcheck"},
+		{"test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "gateway"), "."},
+		{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir + "/", "../../../examples/ipam", "../../../examples/tenant-namespace", "../crashcheck"},
 	} {
-		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		build := exec.Command("go", args...)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does, whose work is used again
+		if out, err := build.CombinedOutput(); err != nil {
 			return dir, fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 		}
 	}

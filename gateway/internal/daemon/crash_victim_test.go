@@ -63,6 +63,7 @@ type trap struct {
 	when  string // "before" or "after" what it stands at, or "during"
 	n     int    // the how many-th
 	count int
+	fired bool // it is about to end the process
 
 	looked map[string]bool // binds that were reconciled since the start, and whether the driver has told what there is
 }
@@ -100,6 +101,7 @@ func (t *trap) hit(kind, when string) bool {
 		return false
 	}
 	t.count++
+	t.fired = t.fired || t.count == t.n
 	return t.count == t.n
 }
 
@@ -294,6 +296,9 @@ func obey(ctx context.Context, d *Daemon, t *trap, words []string) (said, error)
 	case "disarm":
 		t.mu.Lock()
 		defer t.mu.Unlock()
+		if t.fired {
+			select {} // it was too late to disarm it
+		}
 		t.kind = ""
 		return said{Count: t.count}, nil
 	case "settle":
