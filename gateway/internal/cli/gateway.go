@@ -84,7 +84,7 @@ func runGateway(ctx context.Context, env Env, paths []string, dev bool, logger *
 			return err
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
-		opts.Paths = []string{filepath.Join(dir, "dev.hcl")}
+		opts.Paths, opts.Throwaway = []string{filepath.Join(dir, "dev.hcl")}, true
 	}
 	if len(opts.Paths) == 0 {
 		return fmt.Errorf("%w: say --config, or --dev for a throwaway gateway", errUsage)

@@ -26,18 +26,20 @@ import (
 	"github.com/sandgate/sandgate/gateway/internal/telemetry"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
+	"github.com/sandgate/sandgate/shared/sandbox"
 )
 
 // Options says how a gateway is run.
 type Options struct {
-	Paths   []string // of the configuration
-	Dev     bool     // checksums may be left out
-	DataDir string   // instead of the configuration's; "" for that
-	Version string
-	Shim    []string // the command that runs what a driver needs of this program besides the daemon
-	Logger  *slog.Logger
-	Ready   func(address string) // called once the gateway serves; nil: nobody is told
-	Reload  <-chan os.Signal     // nil: only the API reloads
+	Paths     []string // of the configuration
+	Dev       bool     // checksums may be left out
+	DataDir   string   // instead of the configuration's; "" for that
+	Throwaway bool     // when it ends, it takes every sandbox and workspace with it
+	Version   string
+	Shim      []string // the command that runs what a driver needs of this program besides the daemon
+	Logger    *slog.Logger
+	Ready     func(address string) // called once the gateway serves; nil: nobody is told
+	Reload    <-chan os.Signal     // nil: only the API reloads
 
 	between between // for tests of this package
 }
@@ -78,6 +80,9 @@ type openDriver struct {
 // drainTimeout is how long operations in flight have to end when the gateway is stopped; what has not ended goes on
 // when it is started again.
 const drainTimeout = 10 * time.Second
+
+// clearTimeout is how long a throwaway gateway has to remove what it made.
+const clearTimeout = 30 * time.Second
 
 // lingering is how long the processes of an earlier configuration are kept after their last use: another release may
 // need them.
@@ -258,6 +263,9 @@ func (d *Daemon) wait(ctx context.Context, served <-chan error) error {
 // stop ends everything in order: no new operations, those in flight get a while, then the doors, the engine, the
 // extensions.
 func (d *Daemon) stop(server *grpc.Server) error {
+	if d.opts.Throwaway {
+		d.clear()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	if err := d.engine.Drain(ctx); err != nil {
@@ -267,6 +275,29 @@ func (d *Daemon) stop(server *grpc.Server) error {
 	server.Stop()
 	d.doors.close() // nothing waits there any more: the engine has ended whatever was in flight
 	return errors.Join(err, d.close())
+}
+
+// clear deletes what a throwaway gateway has made: nobody could find it again.
+func (d *Daemon) clear() {
+	ctx, cancel := context.WithTimeout(context.Background(), clearTimeout)
+	defer cancel()
+	wait := func(h *engine.Handle, err error) {
+		if err == nil {
+			_, err = h.Wait(ctx)
+		}
+		if err != nil {
+			d.log.Warn("something that this gateway made is left behind", "err", err)
+		}
+	}
+	var all sync.WaitGroup
+	for _, sb := range d.engine.Sandboxes(false) {
+		all.Go(func() { wait(d.engine.DeleteSandbox(sb.ID, sandbox.Origin{})) })
+	}
+	all.Wait()
+	for _, ws := range d.engine.Workspaces(false) {
+		all.Go(func() { wait(d.engine.DeleteWorkspace(ws.Driver, ws.Name, sandbox.Origin{})) })
+	}
+	all.Wait()
 }
 
 // close ends whatever is open, the latest first.
