@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/sandgate/sandgate/shared/extension"
+	driverv1 "github.com/sandgate/sandgate/shared/proto/driver/v1"
 	extensionv1 "github.com/sandgate/sandgate/shared/proto/extension/v1"
 	"github.com/sandgate/sandgate/shared/wire"
 )
@@ -44,14 +45,19 @@ func Serve(ext any) error {
 }
 
 func serve(ext any) error {
+	server, err := NewServer(ext)
+	if err != nil && os.Getenv(wire.CookieKey) == wire.CookieValue {
+		return err
+	}
+	return serveWith(server, nil)
+}
+
+// serveWith serves what a gateway started this process for; driver is nil but for a driver.
+func serveWith(server extensionv1.ExtensionServer, driver driverv1.DriverServer) error {
 	if os.Getenv(wire.CookieKey) != wire.CookieValue {
 		return byHand(os.Args[0])
 	}
 	if err := divertStdout(); err != nil {
-		return err
-	}
-	server, err := NewServer(ext)
-	if err != nil {
 		return err
 	}
 	host, launch, err := openLaunch()
@@ -60,7 +66,7 @@ func serve(ext any) error {
 	}
 	defer func() { _ = host.Close() }()
 
-	p := &process{server: server}
+	p := &process{server: server, driver: driver}
 	end, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer cancel()
 	gone := make(chan struct{})
@@ -88,6 +94,7 @@ func serve(ext any) error {
 // process is one extension process at work.
 type process struct {
 	server extensionv1.ExtensionServer
+	driver driverv1.DriverServer
 
 	mu      sync.Mutex
 	grpc    *grpc.Server
@@ -99,11 +106,18 @@ type process struct {
 func (p *process) serve(launch *wire.Launch) {
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig:  wire.Handshake(),
-		VersionedPlugins: wire.Plugins(p.server),
+		VersionedPlugins: wire.Plugins(p.server, p.drivers()...),
 		TLSProvider:      func() (*tls.Config, error) { return launch.ServerTLS() },
 		GRPCServer:       p.newGRPC,
 		Logger:           hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: os.Stderr, JSONFormat: true}),
 	})
+}
+
+func (p *process) drivers() []driverv1.DriverServer {
+	if p.driver == nil {
+		return nil
+	}
+	return []driverv1.DriverServer{p.driver}
 }
 
 // newGRPC makes the gRPC server, with the limits of the contract and a count of the calls at work.
@@ -127,7 +141,7 @@ func (p *process) newGRPC(opts []grpc.ServerOption) *grpc.Server {
 
 // begin counts a call of the contract's service; go-plugin's own streams live as long as the connection.
 func (p *process) begin(method string) bool {
-	if !strings.HasPrefix(method, "/"+extensionv1.Extension_ServiceDesc.ServiceName+"/") {
+	if !strings.HasPrefix(method, "/"+extensionv1.Extension_ServiceDesc.ServiceName+"/") && !strings.HasPrefix(method, "/"+driverv1.Driver_ServiceDesc.ServiceName+"/") {
 		return false
 	}
 	p.mu.Lock()

@@ -29,20 +29,23 @@ func NewServer(ext any) (extensionv1.ExtensionServer, error) {
 	if !ok {
 		return nil, fault.New(fault.Invalid, "%T is no extension: it has no Info method", ext)
 	}
-	s := &server{ext: ext, handlers: handlersOf(ext), subjects: map[string]*subject{}, contracts: map[string]*extension.Contract{}}
-	info := x.Info()
+	handlers := handlersOf(ext)
+	if len(handlers) == 0 {
+		return nil, fault.New(fault.Invalid, "%T implements no phase", ext)
+	}
+	return newServer(ext, x.Info(), handlers)
+}
+
+func newServer(ext any, info Info, handlers map[phase.Phase]handler) (*server, error) {
+	s := &server{ext: ext, handlers: handlers, subjects: map[string]*subject{}, contracts: map[string]*extension.Contract{}}
 	if info.Name == "" || info.Version == "" {
 		return nil, fault.New(fault.Invalid, "%T: Info needs a name and a version", ext)
 	}
-	s.manifest = extension.Manifest{Name: info.Name, Version: info.Version, Points: info.Points, Requires: info.Requires, Uses: info.Uses,
-		Provides: info.Provides, StateReads: info.StateReads, StateWrites: info.StateWrites}
+	s.manifest = manifestOf(info)
 	for _, p := range phase.All() {
 		if s.handlers[p] != nil {
 			s.manifest.Phases = append(s.manifest.Phases, p)
 		}
-	}
-	if len(s.manifest.Phases) == 0 {
-		return nil, fault.New(fault.Invalid, "%T implements no phase", ext)
 	}
 	if info.Config != nil {
 		schema, err := Schema(info.Config)

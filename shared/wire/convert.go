@@ -44,11 +44,10 @@ func ManifestFromProto(m *extensionv1.Manifest) *extension.Manifest {
 func ContractToProto(c *extension.Contract) *extensionv1.Contract {
 	out := &extensionv1.Contract{Bind: c.Bind, Driver: c.Driver, Phases: texts(c.Phases), Missing: c.Missing, ObserveOnly: c.ObserveOnly}
 	for _, f := range c.Features {
-		out.Features = append(out.Features, &extensionv1.Feature{Name: f.Name, Attributes: f.Attributes, Point: string(f.Point), Object: f.Object})
+		out.Features = append(out.Features, featureToProto(f))
 	}
 	for _, p := range c.Points {
-		out.Points = append(out.Points, &extensionv1.Point{Pattern: string(p.Pattern), Phases: texts(p.Phases), Overridable: p.Overridable,
-			Feature: p.Feature, Object: p.Object, Doc: p.Doc})
+		out.Points = append(out.Points, pointToProto(p))
 	}
 	return out
 }
@@ -58,11 +57,10 @@ func ContractFromProto(c *extensionv1.Contract) *extension.Contract {
 	out := &extension.Contract{Bind: c.GetBind(), Driver: c.GetDriver(), Phases: phases(c.GetPhases()), Missing: c.GetMissing(),
 		ObserveOnly: c.GetObserveOnly()}
 	for _, f := range c.GetFeatures() {
-		out.Features = append(out.Features, extension.Feature{Name: f.GetName(), Attributes: f.GetAttributes(), Point: plan.Pattern(f.GetPoint()), Object: f.GetObject()})
+		out.Features = append(out.Features, featureFromProto(f))
 	}
 	for _, p := range c.GetPoints() {
-		out.Points = append(out.Points, plan.Point{Pattern: plan.Pattern(p.GetPattern()), Phases: phases(p.GetPhases()),
-			Overridable: p.GetOverridable(), Feature: p.GetFeature(), Object: p.GetObject(), Doc: p.GetDoc()})
+		out.Points = append(out.Points, pointFromProto(p))
 	}
 	return out
 }

@@ -20,6 +20,7 @@ import (
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
 
+	driverv1 "github.com/sandgate/sandgate/shared/proto/driver/v1"
 	extensionv1 "github.com/sandgate/sandgate/shared/proto/extension/v1"
 )
 
@@ -69,8 +70,16 @@ func Handshake() goplugin.HandshakeConfig {
 }
 
 // Plugins returns the plugin sets by protocol version: for a program with the server it serves, for a host with nil.
-func Plugins(server extensionv1.ExtensionServer) map[int]goplugin.PluginSet {
-	return map[int]goplugin.PluginSet{Protocol: {pluginName: &glue{server: server}}}
+// A program that is a driver gives that too.
+func Plugins(server extensionv1.ExtensionServer, driver ...driverv1.DriverServer) map[int]goplugin.PluginSet {
+	return map[int]goplugin.PluginSet{Protocol: {pluginName: &glue{server: server, drivers: driver}}}
+}
+
+// DriverConfig is what a driver program is configured with.
+type DriverConfig struct {
+	Name   string          `json:"name"`
+	Dir    string          `json:"dir"`
+	Config json.RawMessage `json:"config,omitempty"`
 }
 
 // Dispense returns the connection to the extension that a go-plugin client has started.
@@ -85,13 +94,17 @@ func Dispense(client goplugin.ClientProtocol) (grpc.ClientConnInterface, error) 
 // glue is the go-plugin side of both ends: it registers the server, and hands out the connection.
 type glue struct {
 	goplugin.NetRPCUnsupportedPlugin
-	server extensionv1.ExtensionServer
+	server  extensionv1.ExtensionServer
+	drivers []driverv1.DriverServer
 }
 
 var _ goplugin.GRPCPlugin = (*glue)(nil)
 
 func (g *glue) GRPCServer(_ *goplugin.GRPCBroker, s *grpc.Server) error {
 	extensionv1.RegisterExtensionServer(s, g.server)
+	for _, d := range g.drivers {
+		driverv1.RegisterDriverServer(s, d)
+	}
 	return nil
 }
 

@@ -8,20 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
-	"strings"
 
-	"github.com/hashicorp/hcl/v2"
-
-	"github.com/sandgate/sandgate/drivers"
 	"github.com/sandgate/sandgate/drivers/compose"
 	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/shared/driver"
-	"github.com/sandgate/sandgate/shared/extension"
-	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 	"github.com/sandgate/sandgate/shared/plan"
 )
@@ -117,11 +110,7 @@ func refuseChanged(was, is *config.Config, f *config.Findings) {
 func (d *Daemon) openDrivers(ctx context.Context, gen *generation, f *config.Findings) error {
 	for _, c := range gen.config.Drivers {
 		base := gen.config.Root(c.Name)
-		if base.Command != "" {
-			f.Add(c.Range, "Driver is not supported yet", "This gateway runs built-in drivers, drivers behind a socket, and drivers composed over them.")
-			continue
-		}
-		root, err := d.openBase(gen.config, base, f)
+		root, err := d.openBase(ctx, gen.config, base, f)
 		if err != nil {
 			return err
 		}
@@ -151,53 +140,6 @@ func (d *Daemon) layers(cfg *config.Config, c config.Driver, root driver.Driver)
 	}
 	base, _ := cfg.Driver(c.Base)
 	return compose.New(c.Name, d.layers(cfg, base, root))
-}
-
-func (d *Daemon) openBase(cfg *config.Config, c config.Driver, f *config.Findings) (driver.Driver, error) {
-	typ, kind := drivers.Types()[c.Type], c.Type
-	if c.Socket != "" {
-		typ, kind = drivers.Remote(strings.TrimPrefix(c.Socket, "unix://")), c.Socket
-	}
-	setting, diags := config.DecodeBody(c.Config, typ.Schema, cfg.Context(), c.Range, fmt.Sprintf("driver %q", c.Name))
-	f.AddDiagnostics(diags)
-	if diags.HasErrors() {
-		return nil, nil
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if o, ok := d.open[c.Name]; ok {
-		if o.setting == string(setting) && o.typ == kind {
-			return o.driver, nil
-		}
-		f.Add(c.Range, "Driver cannot be changed while the gateway runs", fmt.Sprintf("The settings of driver %q differ from those that it was opened with: restart the gateway.", c.Name))
-		return nil, nil
-	}
-	data, err := filepath.Abs(cfg.Gateway.DataDir)
-	if err != nil {
-		return nil, err
-	}
-	drv, err := typ.Open(drivers.Config{Name: c.Name, Dir: filepath.Join(data, "drivers", c.Name), Hide: []string{data}, Shim: d.opts.Shim,
-		Logger: d.log.With("driver", c.Name), Version: d.opts.Version, Setting: setting})
-	if fault.Is(err, fault.Invalid) {
-		f.Add(d.at(c.Config, typ.Schema, err, c.Range), "Invalid driver configuration", err.Error())
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open driver %q: %w", c.Name, err)
-	}
-	if put := d.opts.between.driver; put != nil {
-		drv = put(drv)
-	}
-	d.open[c.Name] = openDriver{driver: drv, setting: string(setting), typ: kind}
-	return drv, nil
-}
-
-// at finds the place of a configuration that an error is about.
-func (d *Daemon) at(body hcl.Body, schema extension.ConfigSchema, err error, block hcl.Range) hcl.Range {
-	for _, x := range fault.DiagnosticsOf(err) {
-		return config.RangeOf(body, schema, x.Path, block)
-	}
-	return block
 }
 
 // redact is how a sensitive value is shown: by a digest that says whether it changed, and nothing else.

@@ -25,6 +25,7 @@ import (
 	"github.com/sandgate/sandgate/gateway/internal/supervisor"
 	"github.com/sandgate/sandgate/gateway/internal/telemetry"
 	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
@@ -74,7 +75,8 @@ type Daemon struct {
 type openDriver struct {
 	driver  driver.Driver
 	setting string
-	typ     string
+	kind    string
+	schema  extension.ConfigSchema
 }
 
 // drainTimeout is how long operations in flight have to end when the gateway is stopped; what has not ended goes on

@@ -11,9 +11,12 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
+	"github.com/sandgate/sandgate/shared/phase"
 )
 
 // launcher makes processes.
@@ -114,6 +117,12 @@ func (h *Handle) Reconcile(ctx context.Context, bind, operation string, known it
 		return nil, err
 	}
 	return held, nil
+}
+
+// Reach makes one call of another service that the program serves, like Call: of a driver program's (wire.Reach).
+func (h *Handle) Reach(ctx context.Context, call, subject string, fn func(context.Context, grpc.ClientConnInterface) error) error {
+	flight := Flight{Phase: phase.Phase("driver " + call), Subject: "sandbox " + subject, Since: time.Now()}
+	return h.serve(ctx, flight, func(ctx context.Context, p *process) error { return fn(ctx, p.conn) })
 }
 
 // serve runs one call on the process that serves, and turns the ways in which it can be cut short into errors that

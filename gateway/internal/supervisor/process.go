@@ -43,6 +43,7 @@ type remote interface {
 // process is one process of an extension that has answered an authenticated call.
 type process struct {
 	remote
+	conn     grpc.ClientConnInterface
 	name     string
 	pid      int
 	started  time.Time
@@ -176,7 +177,7 @@ func (l *launching) connect(ctx context.Context) (*process, error) {
 	if err := authenticate(ctx, conn); err != nil {
 		return nil, l.explain(ctx, "answer a first, authenticated call", err)
 	}
-	p := &process{remote: l.s.cfg.dial(conn), name: l.spec.Name, pid: l.child.pid, started: l.child.started,
+	p := &process{remote: l.s.cfg.dial(conn), conn: conn, name: l.spec.Name, pid: l.child.pid, started: l.child.started,
 		parts: l.prog.parts, dead: l.child.dead, done: l.child.done, lines: l.child.out.last, exit: l.child.ending,
 		stop: l.child.stop, discard: l.discard}
 	if p.manifest, err = p.Describe(ctx); err != nil {

@@ -1,0 +1,137 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2"
+
+	"github.com/sandgate/sandgate/drivers"
+	"github.com/sandgate/sandgate/gateway/internal/config"
+	"github.com/sandgate/sandgate/gateway/internal/supervisor"
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/extension"
+	"github.com/sandgate/sandgate/shared/fault"
+	"github.com/sandgate/sandgate/shared/wire"
+)
+
+// base is a driver that others may be composed over, about to be opened: built in, behind a socket, or a program.
+type base struct {
+	kind   string // what it is; it does not change while the driver is open
+	schema extension.ConfigSchema
+	open   func(drivers.Config) (driver.Driver, error)
+	drop   func() error // gives it up before it was opened
+}
+
+// openBase opens a base driver that is not open yet. What is wrong goes to the findings, and then there is none.
+func (d *Daemon) openBase(ctx context.Context, cfg *config.Config, c config.Driver, f *config.Findings) (driver.Driver, error) {
+	b, err := d.base(ctx, c)
+	if err != nil {
+		f.Add(c.Range, "Driver cannot be launched", err.Error())
+		return nil, nil
+	}
+	setting, diags := config.DecodeBody(c.Config, b.schema, cfg.Context(), c.Range, fmt.Sprintf("driver %q", c.Name))
+	f.AddDiagnostics(diags)
+	if diags.HasErrors() {
+		return nil, b.drop()
+	}
+	d.mu.Lock()
+	o, ok := d.open[c.Name]
+	d.mu.Unlock()
+	if ok {
+		if o.setting != string(setting) || o.kind != b.kind {
+			f.Add(c.Range, "Driver cannot be changed while the gateway runs", fmt.Sprintf("The settings of driver %q differ from those that it was opened with: restart the gateway.", c.Name))
+			return nil, b.drop()
+		}
+		return o.driver, b.drop()
+	}
+	data, err := filepath.Abs(cfg.Gateway.DataDir)
+	if err != nil {
+		return nil, errors.Join(err, b.drop())
+	}
+	drv, err := b.open(drivers.Config{Name: c.Name, Dir: filepath.Join(data, "drivers", c.Name), Hide: []string{data}, Shim: d.opts.Shim,
+		Logger: d.log.With("driver", c.Name), Version: d.opts.Version, Setting: setting})
+	if err != nil {
+		err = errors.Join(err, b.drop())
+	}
+	if fault.Is(err, fault.Invalid) {
+		f.Add(d.at(c.Config, b.schema, err, c.Range), "Invalid driver configuration", err.Error())
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open driver %q: %w", c.Name, err)
+	}
+	if put := d.opts.between.driver; put != nil {
+		drv = put(drv)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.open[c.Name] = openDriver{driver: drv, setting: string(setting), kind: b.kind, schema: b.schema}
+	return drv, nil
+}
+
+func nothing() error { return nil }
+
+// base says what kind of driver a block names. A program is launched, since it has its own schema.
+func (d *Daemon) base(ctx context.Context, c config.Driver) (*base, error) {
+	switch {
+	case c.Socket != "":
+		t := drivers.Remote(strings.TrimPrefix(c.Socket, "unix://"))
+		return &base{kind: c.Socket, schema: t.Schema, open: t.Open, drop: nothing}, nil
+	case c.Command != "":
+		return d.driverProgram(ctx, c)
+	}
+	t := drivers.Types()[c.Type]
+	return &base{kind: c.Type, schema: t.Schema, open: t.Open, drop: nothing}, nil
+}
+
+// driverProgram launches a driver's program, as an extension is launched: pinned, with mutual TLS, restarted when it dies. One
+// that runs already speaks for itself.
+func (d *Daemon) driverProgram(ctx context.Context, c config.Driver) (*base, error) {
+	spec := supervisor.Spec{Name: c.Name, Command: c.Command, Checksum: c.Checksum, Unpinned: d.opts.Dev}
+	kind := c.Command + " " + c.Checksum
+	d.mu.Lock()
+	o, ok := d.open[c.Name]
+	d.mu.Unlock()
+	if ok && o.kind == kind {
+		return &base{kind: kind, schema: o.schema, drop: nothing}, nil
+	}
+	h, err := d.supervisor.Launch(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	b := &base{kind: kind, drop: h.Close}
+	m := h.Manifest()
+	if len(m.ConfigSchema) > 0 {
+		if err := json.Unmarshal(m.ConfigSchema, &b.schema); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s %s describes its configuration in a way that cannot be read: %w", m.Name, m.Version, err), h.Close())
+		}
+	}
+	b.open = func(x drivers.Config) (driver.Driver, error) {
+		if err := os.MkdirAll(x.Dir, 0o700); err != nil {
+			return nil, err
+		}
+		told, err := json.Marshal(wire.DriverConfig{Name: x.Name, Dir: x.Dir, Config: x.Setting})
+		if err != nil {
+			return nil, err
+		}
+		if err := h.Configure(ctx, told, nil); err != nil {
+			return nil, err
+		}
+		return wire.NewDriver(ctx, h.Reach, h.Close)
+	}
+	return b, nil
+}
+
+// at finds the place of a configuration that an error is about.
+func (d *Daemon) at(body hcl.Body, schema extension.ConfigSchema, err error, block hcl.Range) hcl.Range {
+	for _, x := range fault.DiagnosticsOf(err) {
+		return config.RangeOf(body, schema, x.Path, block)
+	}
+	return block
+}
