@@ -43,7 +43,7 @@ func TestAChainOfThree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, fmt.Appendf(nil, "%s\ndriver \"far\" {\n  socket = \"unix://%s\"\n}\n", strings.Replace(string(raw), `base = "native"`, `base = "far"`, 1), far.socket()), 0o600); err != nil {
+	if err := os.WriteFile(path, fmt.Appendf(nil, "%s\ndriver \"far\" {\n  socket = \"unix://%s\"\n}\n", onBase(string(raw), "far"), far.socket()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	near.start()
@@ -64,4 +64,9 @@ func TestAChainOfThree(t *testing.T) {
 	if near.held()+far.held() != 0 {
 		t.Errorf("held after the delete: %d here, %d there", near.held(), far.held())
 	}
+}
+
+// onBase moves the composed driver of a configuration onto another base.
+func onBase(text, base string) string {
+	return strings.Replace(text, `base = "native"`, fmt.Sprintf("base = %q", base), 1)
 }

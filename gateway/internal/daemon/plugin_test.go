@@ -1,0 +1,138 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sandgate/sandgate/drivers/native"
+	"github.com/sandgate/sandgate/gateway/internal/supervisor"
+	"github.com/sandgate/sandgate/plugin"
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/driver/drivertest"
+	"github.com/sandgate/sandgate/shared/sandbox"
+	"github.com/sandgate/sandgate/shared/wire"
+)
+
+// nativePlugin is native as a program of its own, over sandgate.driver.v1. Where a file "die" lies in its directory it
+// removes that and is killed once its Create has had its effect.
+type nativePlugin struct{}
+
+func (nativePlugin) Info() plugin.Info { return plugin.Info{Name: "native-program", Version: "1.0.0"} }
+
+func (nativePlugin) Open(_ context.Context, c *plugin.DriverConfig) (driver.Driver, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	d, err := native.Open(native.Config{Dir: c.Dir, Shim: []string{self, shimSwitch}, Logger: slog.New(slog.DiscardHandler), StopTimeout: 2 * time.Second})
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		dying
+		driver.Logger
+	}{dying{d, c.Dir}, d}, nil
+}
+
+type dying struct {
+	driver.Driver
+	dir string
+}
+
+func (d dying) Create(ctx context.Context, r *driver.CreateRequest) error {
+	err := d.Driver.Create(ctx, r)
+	if os.Remove(filepath.Join(d.dir, "die")) == nil {
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+		select {}
+	}
+	return err
+}
+
+// driverProgram makes a copy of this test binary that is a driver by its name.
+func driverProgram(t *testing.T, dir string) string {
+	path := filepath.Join(dir, "driver")
+	raw, err := os.ReadFile(self(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, raw, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestADriverProgramConforms(t *testing.T) {
+	dir := t.TempDir()
+	program := driverProgram(t, dir)
+	sockets, err := os.MkdirTemp("", "sgp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(sockets) }()
+	s, err := supervisor.New(supervisor.Config{Dir: sockets, Version: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	place := func(tb testing.TB) func() (driver.Driver, error) {
+		place := tb.TempDir()
+		return func() (driver.Driver, error) {
+			h, err := s.Launch(tb.Context(), supervisor.Spec{Name: "native-program", Command: program, Unpinned: true})
+			if err != nil {
+				return nil, err
+			}
+			told := fmt.Appendf(nil, `{"name":"native","dir":%q}`, place)
+			if err := h.Configure(tb.Context(), told, nil); err != nil {
+				return nil, err
+			}
+			return wire.NewDriver(tb.Context(), h.Reach, h.Close)
+		}
+	}
+	drivertest.Lifecycle(t, drivertest.Factory{Driver: "native", Place: place, Commands: drivertest.Shell()})
+}
+
+// TestRealScenario37: a driver program dies in Create, after its effect: it is asked, and asked again, and there is one.
+func TestRealScenario37ADriverProgramDiesInCreate(t *testing.T) {
+	s := newSite(t)
+	path := s.write(s.keeperBlock(""), fmt.Sprintf(tunedBind, "30s"))
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("%s\ndriver \"far\" {\n  command = %q\n}\n", onBase(string(raw), "far"), driverProgram(t, s.dir))
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	defer s.end()
+	if err := os.WriteFile(filepath.Join(s.dir, "data", "drivers", "far", "die"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	id, err := s.create("one", sandbox.Spec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "data", "drivers", "far", "die")); !os.IsNotExist(err) {
+		t.Error("the driver's program did not die")
+	}
+	s.until("it is ready", func() bool { sb, _ := s.d.engine.Lookup(id.ID); return sb.State == sandbox.Ready })
+	list, err := s.d.catalog.current().Drivers["acme"].Driver.List(t.Context())
+	if err != nil || len(list) != 1 {
+		t.Errorf("there are %d sandboxes: %v", len(list), err)
+	}
+	s.remove(id.ID)
+	if s.held() != 0 {
+		t.Error("something is held still")
+	}
+}
