@@ -125,6 +125,9 @@ func (h holding) SetState(version int, v any) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
+	if len(raw) > extension.MaxState {
+		return fault.New(fault.Invalid, "the state has %d bytes; at most %d are kept", len(raw), extension.MaxState)
+	}
 	h.to.State = &extension.State{SchemaVersion: version, Payload: raw}
 	return nil
 }

@@ -27,7 +27,7 @@ func program(t *testing.T, fault string) Program {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Program{Command: os.Args[0], Args: []string{faultySwitch, fault}, Config: config, Patience: time.Second}
+	return Program{Command: os.Args[0], Args: []string{faultySwitch, fault}, Config: config, Patience: 2 * time.Second}
 }
 
 // An extension that does everything right keeps every rule, and every rule applies to it.

@@ -186,7 +186,7 @@ func (f *faulty) BeforeCreate(ctx context.Context, r *extensionv1.PhaseRequest) 
 	case "no-turns":
 		return f.racy(r)
 	case "release-overtakes":
-		<-time.After(30 * time.Millisecond) // it does not look whether it was cancelled
+		<-time.After(120 * time.Millisecond) // it does not look whether it was cancelled
 		s, err := f.x.give(r)
 		return &extensionv1.SetupResponse{Entries: []*extensionv1.Entry{{Kind: "sandbox-slot", Id: fmt.Sprint(s)}}}, err
 	case "stuck":

@@ -180,11 +180,28 @@ func (x *process) hand(how launch) error {
 		if _, err := x.lifeline.Write(text[:100]); err != nil {
 			return nil // it has ended; whoever waits for it sees that
 		}
-		<-time.After(50 * time.Millisecond)
+		x.drained(10 * time.Second)
 		text = text[100:]
 	}
 	_, _ = x.lifeline.Write(text)
 	return nil
+}
+
+// drained waits until the program has read all that stands in the launch pipe.
+func (x *process) drained(within time.Duration) {
+	raw, err := x.lifeline.SyscallConn()
+	if err != nil {
+		return
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for limit := time.Now().Add(within); time.Now().Before(limit) && !x.ended(0); <-tick.C {
+		left := 0
+		_ = raw.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }) // FIONREAD
+		if err != nil || left == 0 {
+			return
+		}
+	}
 }
 
 // handshake waits for the first line that the process prints, and returns it with its end.

@@ -121,7 +121,8 @@ func killInDoubt(ctx context.Context, r *rig) error {
 		return err
 	}
 	for _, p := range phases {
-		for _, wait := range []time.Duration{0, 2 * time.Millisecond, 10 * time.Millisecond} {
+		// The last one is answered before it is killed, and the answer is lost.
+		for _, wait := range []time.Duration{0, 2 * time.Millisecond, 10 * time.Millisecond, r.patience} {
 			s, err := r.fresh(ctx, p)
 			if err != nil {
 				return err
@@ -147,10 +148,12 @@ func (r *rig) killed(ctx context.Context, s *subject, p phase.Phase, wait time.D
 	}()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
+	sent := time.Now()
 	select {
 	case <-timer.C:
-	case <-begun: // answered: the answer is lost, which comes to the same
+	case <-begun:
 	}
+	wait = time.Since(sent).Round(time.Millisecond)
 	if err := r.again(ctx); err != nil {
 		return err
 	}

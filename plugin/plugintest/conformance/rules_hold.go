@@ -214,20 +214,26 @@ func overtaking(ctx context.Context, r *rig) error {
 	}
 	var released []release
 	for _, p := range phases {
-		for _, wait := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond} {
+		for _, wait := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 20 * time.Millisecond, 60 * time.Millisecond} {
 			s, err := r.fresh(ctx, p)
 			if err != nil {
 				return err
 			}
 			take, undo := r.next(s, p), r.next(s, undoer(p))
 			undo.InDoubt = take.Key
-			var wg sync.WaitGroup
 			early, cancel := context.WithTimeout(ctx, wait+time.Millisecond)
-			wg.Go(func() { _, _ = r.remote.Call(early, take) })
-			<-early.Done()
+			answered := make(chan struct{})
+			go func() {
+				defer close(answered)
+				_, _ = r.remote.Call(early, take)
+			}()
+			select {
+			case <-early.Done():
+			case <-answered:
+			}
 			_, err = r.send(ctx, undo)
 			cancel()
-			wg.Wait()
+			<-answered
 			if err != nil {
 				return fmt.Errorf("the release of a call of %s that was cancelled: %w", p, err)
 			}
