@@ -3,6 +3,7 @@ package daemon
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,6 +50,9 @@ type ruin struct {
 	dir      string
 	bin      string
 	name     string // of the composed driver: whatever bears it is this site's
+	budget   int    // of the witness's crashes; 0: 3
+	window   string // in which they are counted; "": 10m
+	timeout  string // of its before_create; "": 30s
 	sandbox  int    // how many sandboxes there were
 	cmd      *exec.Cmd
 	in       io.WriteCloser
@@ -119,8 +123,8 @@ extension "witness" {
   command = "BIN/gateway"
   args    = ["crash-witness", "DIR"]
   restart {
-    budget = 3
-    window = "10m"
+    budget = BUDGET
+    window = "WINDOW"
   }
 }
 driver "native" {
@@ -137,6 +141,10 @@ driver "NAME" {
     grant { mutate = ["Process.network.address", "Network.subnet", "Process.environment"] }
   }
   bind "witness" {
+    phase "before_create" {
+      timeout  = "TIMEOUT"
+      attempts = 3
+    }
     grant { mutate = ["Process.labels", "Process.environment"] }
   }
 }
@@ -144,7 +152,7 @@ driver "NAME" {
 
 func (r *ruin) configure() {
 	r.t.Helper()
-	network, mutate := "true", ruinConfig
+	network, mutate := "true", strings.NewReplacer("BUDGET", fmt.Sprint(cmp.Or(r.budget, 3)), "TIMEOUT", cmp.Or(r.timeout, "30s"), "WINDOW", cmp.Or(r.window, "10m")).Replace(ruinConfig)
 	if os.Geteuid() != 0 {
 		network = "false"
 		mutate = strings.ReplaceAll(mutate, `"Process.network.address", "Network.subnet", `, "")

@@ -62,6 +62,7 @@ type trap struct {
 	kind  string // "commit" or "call"; "": none is set
 	when  string // "before" or "after" what it stands at, or "during"
 	n     int    // the how many-th
+	what  string // of those that are called this; "": of all
 	count int
 	fired bool // it is about to end the process
 
@@ -81,23 +82,23 @@ func (t *trap) noted(what string) bool {
 	return t.looked[what]
 }
 
-func (t *trap) set(kind, when string, n int) {
+func (t *trap) set(kind, when string, n int, what string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.kind, t.when, t.n, t.count = kind, when, n, 0
+	t.kind, t.when, t.n, t.count, t.what = kind, when, n, 0, what
 }
 
 // at is passed at each moment. It returns if it is not the chosen one.
 func (t *trap) at(kind, when, what string) {
-	if t.hit(kind, when) {
+	if t.hit(kind, when, what) {
 		die(kind + " " + when + " " + what)
 	}
 }
 
-func (t *trap) hit(kind, when string) bool {
+func (t *trap) hit(kind, when, what string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.kind != kind || t.when != when {
+	if t.kind != kind || t.when != when || t.what != "" && t.what != what {
 		return false
 	}
 	t.count++
@@ -116,7 +117,7 @@ func die(where string) {
 // time.
 func (t *trap) around(what string, call func() error) error {
 	t.at("call", "before", what)
-	if t.hit("call", "during") {
+	if t.hit("call", "during", what) {
 		time.AfterFunc(time.Duration(t.n*7%19)*time.Millisecond, func() { die("call during " + what) })
 		_ = call() // nobody is told of it
 		die("call during " + what + " (at its end)")
@@ -145,10 +146,24 @@ func (j trappedJournal) Commit(ctx context.Context, writes []journal.Write) erro
 type trappedExtension struct {
 	next pipeline.Extension
 	name string
+	dir  string
 	*trap
 }
 
+// tell writes down that a call is made, for the tests to read.
+func (x trappedExtension) tell(c *extension.Call) {
+	f, err := os.OpenFile(filepath.Join(x.dir, "calls"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = fmt.Fprintf(f, "%s %s %s %d %s\n", c.Phase, x.name, c.Key, c.Number, c.Cause)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
 func (x trappedExtension) Call(ctx context.Context, c *extension.Call) (a *extension.Answer, err error) {
+	x.tell(c)
 	return a, x.around(string(c.Phase)+" of "+x.name, func() error {
 		a, err = x.next.Call(ctx, c)
 		return err
@@ -229,7 +244,7 @@ func victim(dir string, armed []string) error {
 	t := &trap{looked: map[string]bool{}}
 	if len(armed) == 3 {
 		n, _ := strconv.Atoi(armed[2])
-		t.set(armed[0], armed[1], n)
+		t.set(armed[0], armed[1], n, "")
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -251,7 +266,7 @@ func victim(dir string, armed []string) error {
 					driver.Logger
 				}{trappedDriver{d, t}, d.(driver.Logger)}
 			},
-			extension: func(name string, x pipeline.Extension) pipeline.Extension { return trappedExtension{x, name, t} },
+			extension: func(name string, x pipeline.Extension) pipeline.Extension { return trappedExtension{x, name, dir, t} },
 		}}
 	began := time.Now()
 	d, f, err := New(context.Background(), opts)
@@ -291,7 +306,7 @@ func obey(ctx context.Context, d *Daemon, t *trap, words []string) (said, error)
 	switch arg(0) {
 	case "arm":
 		n, err := strconv.Atoi(arg(3))
-		t.set(arg(1), arg(2), n)
+		t.set(arg(1), arg(2), n, strings.Join(words[4:], " "))
 		return said{}, err
 	case "disarm":
 		t.mu.Lock()
@@ -308,12 +323,17 @@ func obey(ctx context.Context, d *Daemon, t *trap, words []string) (said, error)
 		if fault.Is(err, fault.NotFound) {
 			return said{State: "absent"}, nil
 		}
-		return said{State: string(sb.State), Count: sb.Run.Number}, err
+		if sb.Run.ExitCode != nil {
+			return said{State: string(sb.State), Count: *sb.Run.ExitCode}, err
+		}
+		return said{State: string(sb.State)}, err
 	case "reload":
 		_, err := d.Reload(ctx, "test")
 		return said{}, err
 	case "create", "begin":
-		h, err = create(d, arg(1), arg(2))
+		h, err = create(d, arg(1), arg(2), arg(len(words)-1), lives)
+	case "create-bad":
+		h, err = create(d, arg(1), arg(2), arg(2), "")
 	case "start":
 		h, err = d.engine.StartSandbox(arg(1), sandbox.Origin{})
 	case "stop":
@@ -340,10 +360,13 @@ const crashWorkspace = "team-crash"
 // site to the checker.
 const lives = `{ cat /proc/net/fib_trie; env; } >seen.tmp 2>/dev/null; mv seen.tmp seen; mkfifo gate 2>/dev/null; : <gate`
 
-func create(d *Daemon, driverName, id string) (*engine.Handle, error) {
+func create(d *Daemon, driverName, id, name, script string) (*engine.Handle, error) {
 	dir := filepath.Dir(d.catalog.current().config.Gateway.DataDir)
-	spec := sandbox.Spec{Command: []string{"/bin/sh", "-c", lives, dir + "/" + id}, Resources: sandbox.Resources{PIDs: 64}}
-	h, _, err := d.engine.CreateSandbox(engine.CreateRequest{ID: id, Driver: driverName, Workspace: crashWorkspace, Name: id, Spec: spec})
+	spec := sandbox.Spec{Command: []string{"/bin/sh", "-c", script, dir + "/" + id}, Resources: sandbox.Resources{PIDs: 64}}
+	if script == "" {
+		spec.Command[0] = "/nowhere"
+	}
+	h, _, err := d.engine.CreateSandbox(engine.CreateRequest{ID: id, Driver: driverName, Workspace: crashWorkspace, Name: name, Spec: spec})
 	return h, err
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -59,6 +60,60 @@ func (w *witness) pass(p phase.Phase, after bool) {
 	}
 	_ = unix.Kill(os.Getppid(), unix.SIGKILL)
 	select {} // until the kernel ends it, as its parent has ended
+}
+
+// pause makes a phase wait, where the file says so: "PHASE until" as long as the file is there and the call is not
+// cancelled, "PHASE late" for a while, cancelled or not, "PHASE exit" until it has ended the command of the sandbox.
+func (w *witness) pause(ctx context.Context, r *plugin.Request) error {
+	file := filepath.Join(w.dir, "pause")
+	words := func() (phase, what string) {
+		raw, _ := os.ReadFile(file)
+		phase, what, _ = strings.Cut(string(raw), " ")
+		return phase, what
+	}
+	p, what := words()
+	if p != string(r.Phase()) {
+		return nil
+	}
+	if err := os.WriteFile(file+"d", nil, 0o600); err != nil {
+		return err
+	}
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	late := time.After(1500 * time.Millisecond)
+	if what == "exit" {
+		killCommand(filepath.Dir(w.dir), r.SubjectID())
+	}
+	for what != "exit" {
+		select {
+		case <-ctx.Done():
+			if what == "until" {
+				return ctx.Err()
+			}
+			ctx = context.Background()
+		case <-late:
+			if what == "late" {
+				return nil
+			}
+		case <-look.C:
+			if p, _ := words(); p == "" {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// killCommand ends the command of a sandbox, as somebody else might.
+func killCommand(dir, id string) {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range lines {
+		raw, err := os.ReadFile(path)
+		var pid int
+		if _, bad := fmt.Sscanf(path, "/proc/%d/", &pid); err == nil && bad == nil && bytes.HasSuffix(raw, []byte("\x00"+dir+"/"+id+"\x00")) {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
 }
 
 // in does what a phase does, between the two moments at which it may be ended.
@@ -184,7 +239,10 @@ func (w *witness) EnsureWorkspace(_ context.Context, r *plugin.Request, s *plugi
 	return w.take(r, s)
 }
 
-func (w *witness) BeforeCreate(_ context.Context, r *plugin.Request, s *plugin.Setup) error {
+func (w *witness) BeforeCreate(ctx context.Context, r *plugin.Request, s *plugin.Setup) error {
+	if err := w.pause(ctx, r); err != nil {
+		return err
+	}
 	return errors.Join(w.take(r, s), s.SetState(1, r.SubjectID()))
 }
 
@@ -204,7 +262,10 @@ func (w *witness) AfterReady(_ context.Context, r *plugin.Request, h *plugin.Hol
 	return w.take(r, h)
 }
 
-func (w *witness) BeforeStop(_ context.Context, r *plugin.Request) error {
+func (w *witness) BeforeStop(ctx context.Context, r *plugin.Request) error {
+	if err := w.pause(ctx, r); err != nil {
+		return err
+	}
 	return w.in(r.Phase(), func() error { return nil })
 }
 
