@@ -183,7 +183,7 @@ type planner struct {
 
 // within runs fn with a place among max_operations and under the chain's budget.
 func (p *planner) within(ctx context.Context, fn func(context.Context) error) error {
-	if err := p.e.acquire(ctx); err != nil {
+	if err := p.e.acquire(ctx, p.op); err != nil {
 		return err
 	}
 	defer p.e.release()

@@ -70,6 +70,7 @@ type Engine struct {
 	ctx    context.Context // ends when the engine stops; its cause says why
 	cancel context.CancelCauseFunc
 	slots  chan struct{}
+	admit  func(context.Context, *Operation) // lets a simulation say who asks for a place next; nil: whoever comes first
 
 	spawning sync.Mutex     // held while a goroutine is added, so that none is after Close has begun to wait
 	wg       sync.WaitGroup // every goroutine of the engine
@@ -221,8 +222,11 @@ func (e *Engine) backoff(n int, first, limit time.Duration) time.Duration {
 	return d + time.Duration(e.Jitter()*float64(d)/2)
 }
 
-// acquire takes a place among max_operations.
-func (e *Engine) acquire(ctx context.Context) error {
+// acquire takes a place among max_operations for an operation.
+func (e *Engine) acquire(ctx context.Context, op *Operation) error {
+	if e.admit != nil {
+		e.admit(ctx, op)
+	}
 	select {
 	case e.slots <- struct{}{}:
 		return nil

@@ -168,7 +168,7 @@ func (x *execution) overtaken() error {
 
 // enterPlace takes a place among max_operations; pause gives it up while fn waits.
 func (x *execution) enterPlace() error {
-	if err := x.e.acquire(x.e.ctx); err != nil {
+	if err := x.e.acquire(x.e.ctx, &x.op); err != nil {
 		return err
 	}
 	x.placed = true

@@ -13,9 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.opentelemetry.io/otel/trace"
-	"go.opentelemetry.io/otel/trace/noop"
-
 	"github.com/sandgate/sandgate/gateway/internal/journal"
 	"github.com/sandgate/sandgate/shared/driver/drivertest"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -60,7 +57,7 @@ type odds struct {
 // item is one call out of the engine that waits for the scheduler.
 type item struct {
 	key  string
-	kind string // "commit", "call", "answer", "drive", "driven", "event", "begin", "ghost"
+	kind string // "commit", "call", "answer", "drive", "driven", "event", "enter", "ghost"
 	ext  *simExt
 	hung bool
 	run  func(verdict) // in place of a goroutine that waits
@@ -216,7 +213,7 @@ func (s *sim) judge(it *item) verdict {
 		return verdict{twice: hit(o.twice)}
 	case "ghost":
 		return verdict{err: map[bool]error{true: errGhost}[hit(400)]}
-	case "begin":
+	case "enter":
 		return verdict{}
 	}
 	if !it.sure && hit(o.never) {
@@ -298,11 +295,12 @@ func (s *sim) failLocked(id, format string, args ...any) {
 func (s *sim) open() {
 	s.life, s.endLife = context.WithCancel(context.Background())
 	e, err := Open(context.Background(), Config{Journal: simJournal{s.disk, s}, Catalog: s.catalog, Logger: slog.New(slog.DiscardHandler),
-		Now: time.Now, NewID: func() string { return fmt.Sprintf("id-%06d", s.ids.Add(1)) }, MaxOperations: s.max, Tracer: simTracer{s: s}})
+		Now: time.Now, NewID: func() string { return fmt.Sprintf("id-%06d", s.ids.Add(1)) }, MaxOperations: s.max})
 	if err != nil {
 		s.fail("J0", "the journal cannot be read: %v", err)
 		return
 	}
+	e.admit = s.admit
 	s.engine.Store(e)
 	e.Start()
 }
@@ -333,20 +331,7 @@ func (s *sim) crash(when string) {
 	s.open()
 }
 
-// simTracer makes the beginning of an operation a call of its own, so that the seed chooses who enters first.
-type simTracer struct {
-	noop.Tracer
-	s *sim
-}
-
-func (t simTracer) Start(ctx context.Context, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
-	key := ""
-	cfg := trace.NewSpanStartConfig(opts...)
-	for _, a := range cfg.Attributes() {
-		if a.Key == "sandgate.subject" {
-			key = a.Value.AsString()
-		}
-	}
-	_, _ = t.s.park(ctx, &item{kind: "begin", key: "begin " + name + " of " + t.s.check.name(key)})
-	return t.Tracer.Start(ctx, name, opts...)
+// admit makes the entry of an operation a call of its own, so that the seed chooses who is next for a place.
+func (s *sim) admit(ctx context.Context, op *Operation) {
+	_, _ = s.park(ctx, &item{kind: "enter", key: fmt.Sprintf("enter %s of %s", op.Kind, s.check.name(op.Subject))})
 }
