@@ -1,6 +1,6 @@
 # Every target works on a fresh Linux machine with Go, as root and as an ordinary user.
 .DEFAULT_GOAL := build
-.PHONY: build demo test unit generate lint bench check simulate crash proto help clean
+.PHONY: build demo test unit generate lint bench check simulate mutants crash proto help clean
 
 build: ## build the gateway and the example extensions into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
@@ -20,6 +20,9 @@ simulate: ## histories of the engine under one seed each: make simulate N=10000 
 
 crash: ## kill the gateway at every moment, and again at every commit of every recovery
 	go test -count=1 -timeout 60m -v -run TestKilledAtEveryMoment ./gateway/internal/daemon -crash-all
+
+mutants: ## break the engine on purpose, one fault at a time; the simulation has to find each
+	scripts/mutants.sh
 
 generate: ## make the generated code anew
 	scripts/proto.sh generate
