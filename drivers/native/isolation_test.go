@@ -62,7 +62,9 @@ func TestASandboxHasNoPrivileges(t *testing.T) {
 	if s.Status["NoNewPrivs"] != "1" {
 		t.Error("it may get new privileges")
 	}
-	if ignored, err := strconv.ParseUint(s.Status["SigIgn"], 16, 64); err != nil || ignored != 0 {
+	// Signals 32 and 33 belong to the C library of whoever began it all; nobody sends them to another program.
+	const internal = 1<<31 | 1<<32
+	if ignored, err := strconv.ParseUint(s.Status["SigIgn"], 16, 64); err != nil || ignored&^internal != 0 {
 		t.Errorf("its command ignores the signals %s from the start", s.Status["SigIgn"])
 	}
 	if len(s.Did) > 0 {
