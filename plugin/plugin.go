@@ -15,6 +15,9 @@
 //   - A call may come again. Allocate by Request.SubjectID: asked twice, answer with what you hold already.
 //   - Say what you hold. Setup.Hold is the complete set of the phase's lifetime after every call; a phase that
 //     releases and returns nil has released everything.
+//
+// Package plugintest tries all of that, in a unit test and against the program; `sandgate extension new` begins a
+// project that does.
 package plugin
 
 import "context"

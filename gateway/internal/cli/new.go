@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -33,6 +34,10 @@ func newCommand(env Env) *cobra.Command {
 				}
 			}
 			p.Version = moduleVersion()
+			if p.Lang == "go" && p.Version == "" && p.Replace == "" {
+				return fmt.Errorf("%w: this program is a development build, which no published version belongs to: name a checkout of Sandgate with --replace", errUsage)
+			}
+			p.Version = cmp.Or(p.Version, "v0.0.0")
 			names, err := p.Write()
 			for _, name := range names {
 				fmt.Fprintln(env.Stdout, name)
@@ -48,10 +53,10 @@ func newCommand(env Env) *cobra.Command {
 	return cmd
 }
 
-// moduleVersion is the version of Sandgate that a project requires: this program's, where it has one.
+// moduleVersion is the version of Sandgate that a project requires: this program's, or nothing where it has none.
 func moduleVersion() string {
 	if len(Version) > 1 && Version[0] == 'v' {
 		return Version
 	}
-	return "v0.0.0"
+	return ""
 }

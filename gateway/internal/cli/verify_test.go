@@ -50,3 +50,24 @@ func TestVerify(t *testing.T) {
 		t.Errorf("the rules: %d %s", code, out)
 	}
 }
+
+// A development build has no published version that a project could require.
+func TestNewNeedsACheckoutOrAVersion(t *testing.T) {
+	run := func(args ...string) int {
+		var out, errs bytes.Buffer
+		return Run(t.Context(), Env{Args: append([]string{"extension", "new"}, args...), Stdout: &out, Stderr: &errs, Getenv: os.Getenv})
+	}
+	dir := filepath.Join(t.TempDir(), "x")
+	if code := run("x", "--dir", dir); code != exitUsage {
+		t.Errorf("no checkout: %d", code)
+	}
+	if code := run("x", "--dir", dir, "--replace", t.TempDir()); code != exitUsage {
+		t.Errorf("what is no checkout: %d", code)
+	}
+	if code := run("x", "--dir", dir, "--replace", "../../.."); code != exitOK {
+		t.Errorf("a checkout: %d", code)
+	}
+	if code := run("y", "--dir", dir, "--lang", "python"); code != exitRefused {
+		t.Errorf("a directory that is not empty: %d", code)
+	}
+}

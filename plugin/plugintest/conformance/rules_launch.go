@@ -55,6 +55,9 @@ func parseHandshake(line, dir string) (string, error) {
 
 // hello starts the program in a way of its own, and returns the handshake.
 func (r *rig) hello(how launch) (*process, string, error) {
+	if r.barren {
+		return nil, "", notApplicable("it does not start: see above")
+	}
 	x, err := start(r.p, how)
 	if err != nil {
 		return nil, "", err
@@ -63,7 +66,8 @@ func (r *rig) hello(how launch) (*process, string, error) {
 	return x, line, err
 }
 
-func handshakeLine(_ context.Context, r *rig) error {
+func handshakeLine(_ context.Context, r *rig) (err error) {
+	defer func() { r.barren = err != nil }() // nobody would come further
 	x, line, err := r.hello(launch{})
 	if x != nil {
 		defer func() { _ = x.close() }()
