@@ -154,7 +154,11 @@ type trappedExtension struct {
 func (x trappedExtension) tell(c *extension.Call) {
 	f, err := os.OpenFile(filepath.Join(x.dir, "calls"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err == nil {
-		_, err = fmt.Fprintf(f, "%s %s %s %d %s\n", c.Phase, x.name, c.Key, c.Number, c.Cause)
+		subject := c.Workspace.ID
+		if c.Sandbox != nil {
+			subject = c.Sandbox.ID
+		}
+		_, err = fmt.Fprintf(f, "%s %s %s %s %d %s\n", subject, c.Phase, x.name, c.Key, c.Number, c.Cause)
 		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
