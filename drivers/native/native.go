@@ -304,6 +304,9 @@ func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
 	}
 	m, err := d.load(r.Identity.ID)
 	if fault.Is(err, fault.NotFound) {
+		if err := d.endStrays(ctx, r.Identity.ID, r.Operation); err != nil {
+			return err
+		}
 		return d.release(&meta{Identity: r.Identity, Operation: r.Operation, Bridge: bridgeName(r.Identity.WorkspaceID)})
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -134,4 +135,33 @@ func (p proc) finish(ctx context.Context, grace time.Duration) error {
 		return fmt.Errorf("end process %d: %w", p.PID, err)
 	}
 	return h.wait(ctx)
+}
+
+// endStrays ends what still runs of a sandbox whose directory somebody else has removed. Its shim ends by itself, but
+// not in the same moment. Processes are found by their marks.
+func (d *Driver) endStrays(ctx context.Context, id, operation string) error {
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, role := range []struct {
+		name  string
+		grace time.Duration
+	}{{"shim", d.cfg.StopTimeout}, {"init", 0}} {
+		marks := "\x00" + strings.Join([]string{role.name, id, operation}, "\x00") + "\x00"
+		for _, path := range lines {
+			raw, err := os.ReadFile(path)
+			if err != nil || !strings.HasPrefix(string(raw), d.cfg.Shim[0]+"\x00") || !strings.HasSuffix(string(raw), marks) {
+				continue // it has ended meanwhile, or is none of the sandbox
+			}
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			if err != nil {
+				return err
+			}
+			if err := procOf(pid).finish(ctx, role.grace); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -34,6 +34,7 @@ type tally struct {
 // extension and of the driver, in a create, a stop, a start, a delete and a delete of the workspace; and then a
 // second time at a commit of the recovery. After each, a checker that never asks the gateway looks at everything.
 func TestKilledAtEveryMoment(t *testing.T) {
+	t.Parallel()
 	var all tally
 	began := time.Now()
 	t.Logf("-crash-seed=%d", *crashSeed)
