@@ -366,7 +366,10 @@ const lives = `{ cat /proc/net/fib_trie; env; } >seen.tmp 2>/dev/null; mv seen.t
 
 func create(d *Daemon, driverName, id, name, script string) (*engine.Handle, error) {
 	dir := filepath.Dir(d.catalog.current().config.Gateway.DataDir)
-	spec := sandbox.Spec{Command: []string{"/bin/sh", "-c", script, dir + "/" + id}, Resources: sandbox.Resources{PIDs: 64}}
+	spec := sandbox.Spec{Command: []string{"/bin/sh", "-c", script, dir + "/" + id}}
+	if os.Geteuid() == 0 { // only then the host keeps limits, by control groups
+		spec.Resources.PIDs = 64
+	}
 	if script == "" {
 		spec.Command[0] = "/nowhere"
 	}
