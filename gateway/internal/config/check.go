@@ -139,7 +139,7 @@ func (c *checker) extension(b *extensionBlock) Extension {
 		}
 	}
 	out := Extension{Name: b.Name, Command: b.Command, Args: b.Args, Checksum: b.Checksum, Files: b.Files, Env: b.Env, User: b.User,
-		Group: b.Group, Range: b.Range, Restart: Restart{Budget: DefaultBudget, Window: DefaultWindow}}
+		Group: b.Group, Capabilities: b.Capabilities, Range: b.Range, Restart: Restart{Budget: DefaultBudget, Window: DefaultWindow}}
 	if b.Interpreter != nil {
 		out.Interpreter = *b.Interpreter
 		c.absolute(out.Interpreter, b.InterpRange, "interpreter")

@@ -52,18 +52,19 @@ type Store struct {
 
 // Extension is an `extension` block.
 type Extension struct {
-	Name        string
-	Command     string
-	Args        []string
-	Checksum    string
-	Interpreter string
-	Files       []string
-	Env         map[string]string // sensitive
-	User, Group string
-	Limits      Limits
-	Restart     Restart
-	Config      hcl.Body // nil: none; its schema is the extension's
-	Range       hcl.Range
+	Name         string
+	Command      string
+	Args         []string
+	Checksum     string
+	Interpreter  string
+	Files        []string
+	Env          map[string]string // sensitive
+	User, Group  string
+	Capabilities []string // that its process keeps
+	Limits       Limits
+	Restart      Restart
+	Config       hcl.Body // nil: none; its schema is the extension's
+	Range        hcl.Range
 }
 
 // Limits bounds an extension's process. Zero means no limit.

@@ -67,6 +67,7 @@ type extensionBlock struct {
 	EnvRange      hcl.Range         `hcl:"env,attr_value_range"`
 	User          string            `hcl:"user,optional"`
 	Group         string            `hcl:"group,optional"`
+	Capabilities  []string          `hcl:"capabilities,optional"`
 	Limits        []limitsBlock     `hcl:"limits,block"`
 	Restart       []restartBlock    `hcl:"restart,block"`
 	Config        []bodyBlock       `hcl:"config,block"`

@@ -93,7 +93,7 @@ func (d *Daemon) base(ctx context.Context, c config.Driver) (*base, error) {
 // driverProgram launches a driver's program, as an extension is launched: pinned, with mutual TLS, restarted when it dies. One
 // that runs already speaks for itself.
 func (d *Daemon) driverProgram(ctx context.Context, c config.Driver) (*base, error) {
-	spec := supervisor.Spec{Name: c.Name, Command: c.Command, Checksum: c.Checksum, Unpinned: d.opts.Dev}
+	spec := supervisor.Spec{Name: c.Name, Command: c.Command, Checksum: c.Checksum, Unpinned: d.opts.Dev, Privileged: true}
 	kind := c.Command + " " + c.Checksum
 	d.mu.Lock()
 	o, ok := d.open[c.Name]

@@ -113,7 +113,7 @@ func (d *Daemon) find(fits func(*running) bool) *running {
 
 func specOf(x config.Extension, dev bool) supervisor.Spec {
 	return supervisor.Spec{Name: x.Name, Command: x.Command, Args: x.Args, Checksum: x.Checksum, Unpinned: dev, Interpreter: x.Interpreter,
-		Files: x.Files, Env: x.Env, User: x.User, Group: x.Group,
+		Files: x.Files, Env: x.Env, User: x.User, Group: x.Group, Capabilities: x.Capabilities,
 		Limits:  supervisor.Limits{Memory: x.Limits.Memory, CPU: x.Limits.CPU, PIDs: x.Limits.PIDs, Files: uint64(x.Limits.Files)},
 		Restart: supervisor.Restart{Budget: x.Restart.Budget, Window: x.Restart.Window}}
 }

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-plugin/runner"
+	"github.com/moby/sys/capability"
 	"golang.org/x/sys/unix"
 
 	"github.com/sandgate/sandgate/shared/wire"
@@ -65,6 +65,7 @@ type child struct {
 	dir    string   // private to this launch: sockets, working directory, a script's files
 	out    *output
 	cred   *syscall.Credential
+	keep   []capability.Cap
 	group  *cgroup // nil: no limit asks for one
 	flying func() []Flight
 
@@ -102,7 +103,7 @@ func (c *child) Start(context.Context) error {
 		return err
 	}
 	started := make(chan error, 1)
-	go c.live(cmd, ours, started)
+	go onThreadOfItsOwn(func() { c.live(cmd, ours, started) })
 	err = <-started
 	for _, f := range theirs {
 		_ = f.Close()
@@ -149,10 +150,11 @@ func (c *child) command() (cmd *exec.Cmd, theirs []*os.File, ours pipes, err err
 		Stderr:     errW,
 		ExtraFiles: []*os.File{launchR}, // descriptor wire.LaunchFD
 		SysProcAttr: &syscall.SysProcAttr{
-			Setpgid:    true,
-			Pdeathsig:  syscall.SIGKILL,
-			Credential: c.cred,
-			Ptrace:     c.spec.Limits.any(), // stopped before its first instruction, until its limits hold
+			Setpgid:     true,
+			Pdeathsig:   syscall.SIGKILL,
+			Credential:  c.cred,
+			AmbientCaps: c.ambient(),
+			Ptrace:      c.spec.Limits.any(), // stopped before its first instruction, until its limits hold
 		},
 	}
 	if c.prog.interpreter != nil {
@@ -180,11 +182,15 @@ func executable(p *program) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// live starts the process, waits for its end, and leaves nothing of it.
+// live starts the process, waits for its end, and leaves nothing of it. It has its thread for itself.
 func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := startBusy(cmd)
+	var err error
+	if !c.spec.Privileged {
+		err = dropPrivileges(c.keep)
+	}
+	if err == nil {
+		err = startBusy(cmd)
+	}
 	if err == nil {
 		c.mu.Lock()
 		c.pid, c.started = cmd.Process.Pid, time.Now()

@@ -76,6 +76,9 @@ func newRig(t *testing.T, change ...func(*Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Chmod(dir, 0o711); err != nil { // an extension of another user's has to come through
+		t.Fatal(err)
+	}
 	r := &rig{t: t, dir: filepath.Join(dir, "p"), signal: make(chan struct{})}
 	cfg := Config{
 		Dir:     r.dir,

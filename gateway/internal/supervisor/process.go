@@ -118,6 +118,9 @@ func (l *launching) prepare() (err error) {
 	out := newOutput(log, l.s.cfg.Now)
 	l.child = newChild(spec, l.prog, launch, l.dir, out, l.flying)
 	l.child.cred = cred
+	if l.child.keep, err = spec.capabilities(); err != nil {
+		return err
+	}
 	if l.child.group, err = l.s.groups.make(filepath.Base(l.dir), spec.Limits); err != nil {
 		return spec.precondition("%v", err)
 	}

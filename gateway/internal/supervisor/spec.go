@@ -26,6 +26,11 @@ type Spec struct {
 	Interpreter string   // absolute path; set when Command is a script
 	Files       []string // absolute paths; what a script needs beside it
 	Env         map[string]string
+	// Capabilities are those of the gateway's that the process keeps (capabilities(7)); it has no other, and gains none.
+	Capabilities []string
+	// Privileged lets the process have all that the gateway has: for a driver's program, which makes what the host keeps
+	// to privileged ones.
+	Privileged  bool
 	User, Group string // names or numbers; empty: those of the gateway
 	Limits      Limits
 	Restart     Restart

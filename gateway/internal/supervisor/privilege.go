@@ -1,0 +1,82 @@
+package supervisor
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/capability"
+	"golang.org/x/sys/unix"
+)
+
+// capabilities returns what a spec lets a process have, or says which name is none. Names are those of
+// capabilities(7), with or without CAP_, in any case.
+func (s Spec) capabilities() ([]capability.Cap, error) {
+	var out []capability.Cap
+	for _, name := range s.Capabilities {
+		word := strings.ToLower(strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
+		i := slices.IndexFunc(capability.ListKnown(), func(c capability.Cap) bool { return c.String() == word })
+		if i < 0 {
+			return nil, s.invalid("%q is no capability; capabilities(7) lists them, for example \"CAP_NET_ADMIN\"", name)
+		}
+		out = append(out, capability.ListKnown()[i])
+	}
+	return out, nil
+}
+
+// onThreadOfItsOwn runs fn on a thread that ends with it, so that what the thread gives up nobody misses. It is never the
+// main thread, whose privileges are taken for the program's.
+func onThreadOfItsOwn(fn func()) {
+	runtime.LockOSThread() // for good
+	if unix.Gettid() != unix.Getpid() {
+		fn()
+		return
+	}
+	elsewhere := make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // another one, since this goroutine sits on the main thread
+		close(elsewhere)
+		fn()
+	}()
+	<-elsewhere
+	runtime.UnlockOSThread()
+}
+
+// dropPrivileges makes this thread one whose children can gain nothing: no privilege by executing a file, and of the
+// capabilities only those that are kept. It changes no other thread; the caller has locked itself to this one for good.
+func dropPrivileges(keep []capability.Cap) error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("give up new privileges: %w", err)
+	}
+	if os.Geteuid() != 0 {
+		return nil // it has none to give up
+	}
+	all, err := capability.NewPid2(0)
+	if err != nil {
+		return fmt.Errorf("read the capabilities: %w", err)
+	}
+	if err := all.Load(); err != nil {
+		return fmt.Errorf("read the capabilities: %w", err)
+	}
+	all.Clear(capability.BOUNDS)
+	all.Set(capability.BOUNDS, keep...)
+	// What is bounded away is lost with the next exec; until then this thread can still become another user.
+	if err := all.Apply(capability.BOUNDS); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	return nil
+}
+
+// ambient returns the capabilities that a process of another user needs to be handed through its exec.
+func (c *child) ambient() []uintptr {
+	if c.cred == nil || c.cred.Uid == 0 {
+		return nil
+	}
+	var out []uintptr
+	for _, one := range c.keep {
+		out = append(out, uintptr(one))
+	}
+	return out
+}
