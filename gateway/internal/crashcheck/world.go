@@ -254,7 +254,7 @@ func (s site) judgeSockets(r *report) {
 				return err
 			case e.Type()&fs.ModeSocket != 0 && !served[path] && !served[path+".new"]: // it may have been renamed into its place
 				r.add("a socket that nobody serves: %s", path)
-			case s.gateway == 0 && dir == s.run && path != dir && e.Name() != "lock":
+			case s.gateway == 0 && dir == s.run && path != dir:
 				r.add("the gateway has ended, and left %s", path)
 			}
 			return nil

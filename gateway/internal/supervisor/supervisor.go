@@ -71,7 +71,6 @@ const MaxDir = 56
 
 const (
 	launchPrefix = "x" // of a launch's directory
-	lockName     = "lock"
 )
 
 // Supervisor launches extensions. It is safe for concurrent use.
@@ -113,12 +112,12 @@ func New(cfg Config) (*Supervisor, error) {
 		return nil, err
 	}
 	if err := s.sweep(); err != nil {
-		return nil, errors.Join(err, s.lock.Close())
+		return nil, errors.Join(err, s.unclaim())
 	}
 	if cfg.Store != "" {
 		s.store = &store{dir: cfg.Store}
 		if err := s.store.prepare(); err != nil {
-			return nil, errors.Join(err, s.lock.Close())
+			return nil, errors.Join(err, s.unclaim())
 		}
 	}
 	return s, nil
@@ -141,28 +140,49 @@ func (t Timing) orDefault() Timing {
 	return t
 }
 
-// claim makes the directory and takes it for this supervisor.
+// claim makes the directory and takes it for this supervisor: it holds the directory's own lock.
 func (s *Supervisor) claim() error {
-	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
-		return fmt.Errorf("make the directory for extension sockets: %w", err)
-	}
 	mode := os.FileMode(0o700)
 	if os.Geteuid() == 0 {
 		mode = 0o711 // an extension that runs as another user has to reach its own directory, which is 0700
 	}
-	if err := os.Chmod(s.cfg.Dir, mode); err != nil {
-		return fmt.Errorf("protect the directory for extension sockets: %w", err)
+	for {
+		if err := os.MkdirAll(s.cfg.Dir, mode); err != nil {
+			return fmt.Errorf("make the directory for extension sockets: %w", err)
+		}
+		if err := os.Chmod(s.cfg.Dir, mode); err != nil {
+			return fmt.Errorf("protect the directory for extension sockets: %w", err)
+		}
+		dir, err := os.Open(s.cfg.Dir)
+		if err != nil {
+			return fmt.Errorf("lock the directory for extension sockets: %w", err)
+		}
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			_ = dir.Close()
+			return fault.New(fault.FailedPrecondition, "the directory for extension sockets %s is in use by another gateway: %w", s.cfg.Dir, err)
+		}
+		if stillThere(dir) {
+			s.lock = dir
+			return nil
+		}
+		_ = dir.Close() // another supervisor has just ended and taken it along
 	}
-	lock, err := os.OpenFile(filepath.Join(s.cfg.Dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+}
+
+// stillThere reports whether a directory that is open is the one under its name.
+func stillThere(dir *os.File) bool {
+	held, err := dir.Stat()
 	if err != nil {
-		return fmt.Errorf("lock the directory for extension sockets: %w", err)
+		return false
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return fault.New(fault.FailedPrecondition, "the directory for extension sockets %s is in use by another gateway: %w", s.cfg.Dir, err)
-	}
-	s.lock = lock
-	return nil
+	named, err := os.Stat(dir.Name())
+	return err == nil && os.SameFile(held, named)
+}
+
+// unclaim gives the directory up. It goes, unless somebody has put something into it.
+func (s *Supervisor) unclaim() error {
+	_ = os.Remove(s.cfg.Dir)
+	return s.lock.Close()
 }
 
 // sweep removes sockets, directories and control groups of a supervisor that was killed. Its processes are gone
@@ -278,7 +298,7 @@ func (s *Supervisor) Close() error {
 	}
 	wg.Wait()
 	s.groups.close()
-	return errors.Join(failed, s.lock.Close())
+	return errors.Join(failed, s.unclaim())
 }
 
 var _ launcher = (*Supervisor)(nil)
