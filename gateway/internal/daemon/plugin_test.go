@@ -69,6 +69,7 @@ func driverProgram(t *testing.T, dir string) string {
 }
 
 func TestADriverProgramConforms(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	dir := t.TempDir()
 	program := driverProgram(t, dir)
 	sockets, err := os.MkdirTemp("", "sgp")
@@ -88,7 +89,7 @@ func TestADriverProgramConforms(t *testing.T) {
 	place := func(tb testing.TB) func() (driver.Driver, error) {
 		place := tb.TempDir()
 		return func() (driver.Driver, error) {
-			h, err := s.Launch(tb.Context(), supervisor.Spec{Name: "native-program", Command: program, Unpinned: true})
+			h, err := s.Launch(tb.Context(), supervisor.Spec{Name: "native-program", Command: program, Unpinned: true, Privileged: true})
 			if err != nil {
 				return nil, err
 			}

@@ -42,6 +42,7 @@ func contains(t *testing.T, lines []string, want ...string) {
 }
 
 func TestAReloadSaysWhatItDid(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	s := newSite(t)
 	s.write(s.keeperBlock(`tag = "one"`), fmt.Sprintf(tunedBind, "30s"))
 	s.start()
@@ -60,6 +61,7 @@ func TestAReloadSaysWhatItDid(t *testing.T) {
 }
 
 func TestAnOperationEndsWithTheProcessThatItBeganWith(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	s := newSite(t)
 	s.write(s.keeperBlock(`tag = "one"`), fmt.Sprintf(tunedBind, "30s"))
 	s.start()
@@ -115,6 +117,7 @@ func (s *site) oneProcessEach() {
 }
 
 func TestNoCreateFailsDuringReloads(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	s := newSite(t)
 	s.write(s.keeperBlock(`tag = "start"`), fmt.Sprintf(tunedBind, "30s"))
 	s.start()

@@ -15,6 +15,7 @@ import (
 
 // TestARemoteDriverConforms: the remote driver over a gateway that serves native through a chain.
 func TestARemoteDriverConforms(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	s := newSite(t)
 	s.writeExposed("30s", "")
 	s.start()
@@ -31,6 +32,7 @@ func TestARemoteDriverConforms(t *testing.T) {
 // TestAChainOfThree: a gateway whose composed driver stands on a remote one, which is another gateway's, which stands on
 // native.
 func TestAChainOfThree(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	far := newSite(t)
 	far.writeExposed("30s", "")
 	far.start()
