@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"errors"
+	"slices"
 
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -79,6 +81,36 @@ func (s *Server) EnableExtension(ctx context.Context, r *gatewayv1.EnableExtensi
 		return nil, fault.New(fault.FailedPrecondition, "extension %q is not disabled", r.GetName())
 	}
 	return &gatewayv1.EnableExtensionResponse{}, s.engine.Enable(r.GetName(), origin(ctx).Caller)
+}
+
+func (s *Server) RestartExtension(ctx context.Context, r *gatewayv1.RestartExtensionRequest) (*gatewayv1.RestartExtensionResponse, error) {
+	get := &gatewayv1.GetExtensionRequest{Name: r.GetName()}
+	if _, err := s.GetExtension(ctx, get); err != nil {
+		return nil, err
+	}
+	err := s.host.RestartExtension(ctx, r.GetName())
+	if err := errors.Join(err, s.engine.Restarted(r.GetName(), origin(ctx).Caller, err)); err != nil {
+		return nil, err
+	}
+	x, err := s.GetExtension(ctx, get)
+	return &gatewayv1.RestartExtensionResponse{Extension: x}, err
+}
+
+// logBatch is how many lines one message carries at most.
+const logBatch = 100
+
+func (s *Server) GetExtensionLogs(r *gatewayv1.GetExtensionLogsRequest, stream gatewayv1.Gateway_GetExtensionLogsServer) error {
+	if _, err := s.GetExtension(stream.Context(), &gatewayv1.GetExtensionRequest{Name: r.GetName()}); err != nil {
+		return err
+	}
+	return s.host.ExtensionLogs(stream.Context(), r.GetName(), r.GetFollow(), func(lines []*gatewayv1.ExtensionLogLine) error {
+		for part := range slices.Chunk(lines, logBatch) {
+			if err := stream.Send(&gatewayv1.GetExtensionLogsResponse{Lines: part}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (s *Server) ListDrivers(context.Context, *gatewayv1.ListDriversRequest) (*gatewayv1.ListDriversResponse, error) {

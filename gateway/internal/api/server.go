@@ -27,6 +27,10 @@ type Host interface {
 	Reload(ctx context.Context, caller string) (*gatewayv1.ReloadResponse, error)
 	// Extensions returns every extension program, with what was negotiated.
 	Extensions() []*gatewayv1.Extension
+	// RestartExtension replaces an extension's process in good order, and starts one again that has failed.
+	RestartExtension(ctx context.Context, name string) error
+	// ExtensionLogs hands over what an extension printed, and with follow what comes.
+	ExtensionLogs(ctx context.Context, name string, follow bool, each func([]*gatewayv1.ExtensionLogLine) error) error
 	// Drivers returns every configured driver.
 	Drivers() []*gatewayv1.Driver
 	// Logs copies what a sandbox wrote.

@@ -10,13 +10,18 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strings"
+	"sync"
+	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/sandgate/sandgate/drivers"
 	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/gateway/internal/pipeline"
+	"github.com/sandgate/sandgate/gateway/internal/supervisor"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	gatewayv1 "github.com/sandgate/sandgate/shared/proto/gateway/v1"
@@ -98,9 +103,9 @@ func (d *Daemon) Extensions() []*gatewayv1.Extension {
 func describeExtension(name string, r *running) *gatewayv1.Extension {
 	st := r.handle.Status()
 	m := &gatewayv1.Extension{Name: name, Version: st.Manifest.Version, State: string(st.State), Reason: st.Reason, Pid: int32(st.PID),
-		Restarts: int32(st.Restarts), Digest: st.Digest, Stderr: st.Stderr}
+		Restarts: int32(st.Restarts), Digest: st.Digest, Stderr: st.Stderr, Isolation: r.spec.Isolation(), LastError: st.LastError}
 	if !st.Started.IsZero() {
-		m.Since = timestamppb.New(st.Started)
+		m.Since, m.Uptime = timestamppb.New(st.Started), durationpb.New(st.Uptime)
 	}
 	if raw, err := json.Marshal(st.Manifest); err == nil {
 		m.ManifestJson = string(raw)
@@ -115,6 +120,45 @@ func describeExtension(name string, r *running) *gatewayv1.Extension {
 		m.Pinned = append(m.Pinned, fmt.Sprintf("%s %s", p.Path, p.Digest))
 	}
 	return m
+}
+
+// restartTimeout is how long calls in flight may take to end, and the new process to serve.
+const restartTimeout = time.Minute
+
+// RestartExtension implements api.Host: of every configuration that is in use. A caller who goes away cuts nothing off.
+func (d *Daemon) RestartExtension(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTimeout)
+	defer cancel()
+	d.mu.Lock()
+	var handles []*supervisor.Handle
+	for _, r := range d.running {
+		if r.spec.Name == name {
+			handles = append(handles, r.handle)
+		}
+	}
+	d.mu.Unlock()
+	if len(handles) == 0 {
+		return fault.New(fault.NotFound, "there is no extension %q", name)
+	}
+	errs := make([]error, len(handles))
+	var all sync.WaitGroup
+	for i, h := range handles {
+		all.Go(func() { errs[i] = h.Restart(ctx) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// ExtensionLogs implements api.Host.
+func (d *Daemon) ExtensionLogs(ctx context.Context, name string, follow bool, each func([]*gatewayv1.ExtensionLogLine) error) error {
+	return d.supervisor.Logs(ctx, name, follow, func(lines []supervisor.Line) error {
+		out := make([]*gatewayv1.ExtensionLogLine, 0, len(lines))
+		for _, l := range lines {
+			out = append(out, &gatewayv1.ExtensionLogLine{Time: timestamppb.New(l.Time), Level: strings.ToLower(l.Level.String()), Message: l.Message,
+				Attributes: l.Attributes, Stream: l.Stream, Pid: int32(l.PID)})
+		}
+		return each(out)
+	})
 }
 
 // Drivers implements api.Host.

@@ -45,6 +45,17 @@ func (e *Engine) Enable(extension, actor string) error {
 	return e.commit(&tx, nil)
 }
 
+// Restarted writes down that an operator had an extension restarted, and what came of it.
+func (e *Engine) Restarted(extension, actor string, err error) error {
+	a := AuditEntry{What: "operator", Extension: extension, Actor: actor, Outcome: "ok", Text: "extension restart"}
+	if err != nil {
+		a.Outcome, a.Text = "failed", a.Text+": "+err.Error()
+	}
+	var tx change
+	e.putAudit(&tx, a)
+	return e.commit(&tx, nil)
+}
+
 // Reloaded writes down that the configuration was loaded anew, and what that changed.
 func (e *Engine) Reloaded(generation string, changes []string, actor string) error {
 	var tx change

@@ -194,6 +194,7 @@ func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
 	if err == nil {
 		c.mu.Lock()
 		c.pid, c.started = cmd.Process.Pid, time.Now()
+		c.out.pid.Store(int64(c.pid))
 		doomed := c.doomed
 		c.mu.Unlock()
 		if cmd.SysProcAttr.Ptrace {

@@ -39,6 +39,7 @@ type Handle struct {
 	configs chan *configuring
 	drains  chan *draining
 	resets  chan struct{}
+	again   chan *restarting
 	stuck   chan stuckProcess
 	calls   *flights
 
@@ -60,7 +61,7 @@ var _ pipeline.Extension = (*Handle)(nil)
 func newHandle(cfg Config, spec Spec, via launcher) *Handle {
 	h := &Handle{cfg: cfg, spec: spec, via: via, log: cfg.Logger.With("extension", spec.Name), forget: func() {},
 		over: make(chan struct{}), configs: make(chan *configuring), drains: make(chan *draining),
-		resets: make(chan struct{}), stuck: make(chan stuckProcess, 1), calls: newFlights(), changed: make(chan struct{})}
+		resets: make(chan struct{}), again: make(chan *restarting), stuck: make(chan stuckProcess, 1), calls: newFlights(), changed: make(chan struct{})}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
 }
@@ -129,10 +130,11 @@ func (h *Handle) Reach(ctx context.Context, call, subject string, fn func(contex
 // say so.
 func (h *Handle) serve(ctx context.Context, flight Flight, run func(context.Context, *process) error) error {
 	defer h.calls.begin(flight)()
-	p, err := h.await(ctx)
+	p, leave, err := h.enter(ctx)
 	if err != nil {
 		return err
 	}
+	defer leave()
 	flight.Since = time.Now() // its timeout begins here: it has not been waiting for the extension before
 	bounded, cancel := until(ctx, p.dead)
 	err = run(bounded, p)
@@ -154,17 +156,30 @@ func (h *Handle) serve(ctx context.Context, flight Flight, run func(context.Cont
 	return fmt.Errorf("extension %q: %s: %w", h.spec.Name, flight, err)
 }
 
-// await returns the process that serves, waiting for a restart or the first configuration.
-func (h *Handle) await(ctx context.Context) (*process, error) {
+// await waits until the extension serves: for a restart or the first configuration.
+func (h *Handle) await(ctx context.Context) error {
+	_, leave, err := h.enter(ctx)
+	if err == nil {
+		leave()
+	}
+	return err
+}
+
+// enter returns the process that serves, waiting for it, and counts the caller in until leave is called.
+func (h *Handle) enter(ctx context.Context) (p *process, leave func(), err error) {
 	for {
 		h.mu.Lock()
 		state, reason, p, changed := h.state, h.reason, h.proc, h.changed
+		serves := state.serves() && p.dead.Err() == nil // an end that is not yet accounted for is waited for, too
+		if serves {
+			p.busy.Add(1) // nobody waits for it to be idle while the state says that it serves
+		}
 		h.mu.Unlock()
 		switch {
-		case state.serves() && p.dead.Err() == nil: // an end that is not yet accounted for is waited for, too
-			return p, nil
+		case serves:
+			return p, p.busy.Done, nil
 		case state.over():
-			return nil, fault.New(fault.Unavailable, "extension %q is %s%s", h.spec.Name, state, because(reason))
+			return nil, nil, fault.New(fault.Unavailable, "extension %q is %s%s", h.spec.Name, state, because(reason))
 		}
 		select {
 		case <-changed:
@@ -173,7 +188,7 @@ func (h *Handle) await(ctx context.Context) (*process, error) {
 			if errors.Is(ctx.Err(), context.Canceled) {
 				code = fault.Canceled
 			}
-			return nil, fault.New(code, "extension %q is %s%s, for longer than the call could wait: %w", h.spec.Name, state, because(reason), ctx.Err())
+			return nil, nil, fault.New(code, "extension %q is %s%s, for longer than the call could wait: %w", h.spec.Name, state, because(reason), ctx.Err())
 		}
 	}
 }
@@ -246,6 +261,25 @@ func (h *Handle) Reset() {
 	case h.resets <- struct{}{}:
 	case <-h.over:
 	}
+}
+
+// Restart replaces the process by a new one in good order: calls that come wait for it, those in flight may finish
+// within ctx, the process is told to end. What the extension has crashed so far is forgiven, and one that has failed is
+// started again. It returns when the extension serves again, or says why it does not.
+func (h *Handle) Restart(ctx context.Context) error {
+	req := &restarting{ctx: ctx, taken: make(chan struct{})}
+	select {
+	case h.again <- req:
+		<-req.taken // at once: the state is Starting from there on
+	case <-ctx.Done():
+		return fault.New(fault.CodeOf(ctx.Err()), "restart extension %q, which is %s: %w", h.spec.Name, h.describe(), ctx.Err())
+	case <-h.over:
+		return h.gone()
+	}
+	if err := h.await(ctx); err != nil {
+		return fmt.Errorf("restart extension %q: %w", h.spec.Name, err)
+	}
+	return nil
 }
 
 // Drain ends the extension in good order: new calls are refused, those in flight may finish, the process is told to

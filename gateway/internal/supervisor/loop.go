@@ -32,6 +32,12 @@ type draining struct {
 	answer chan error // buffered
 }
 
+// restarting is a request for a new process.
+type restarting struct {
+	ctx   context.Context
+	taken chan struct{} // closed once nobody takes the old process for one that serves
+}
+
 type stuckProcess struct {
 	proc *process
 	why  string
@@ -93,6 +99,8 @@ func (l *loop) attend(p *process) *process {
 			req.answer <- l.configure(req, p)
 		case <-h.resets:
 			l.budget.reset()
+		case req := <-h.again:
+			return l.recycle(req, p)
 		case s := <-h.stuck:
 			if s.proc == p {
 				_ = p.stop(h.cfg.Timing.Stop)
@@ -209,7 +217,7 @@ func (l *loop) end(p *process, grace time.Duration) {
 	p.discard()
 }
 
-// replace reports the end of a process and makes the next one, after a pause that grows, within the crash budget.
+// replace reports the end of a process and makes the next one.
 func (l *loop) replace(p *process, why string) *process {
 	h := l.h
 	<-p.done
@@ -220,13 +228,67 @@ func (l *loop) replace(p *process, why string) *process {
 	if exit := p.exit(); exit != nil {
 		reason = exit.String() + reason
 	}
+	return l.renew(reason)
+}
+
+// recycle replaces a process in good order because an operator wants it. That is no crash: the budget is whole again.
+func (l *loop) recycle(req *restarting, p *process) *process {
+	h := l.h
+	l.restarts(req)
+	idle := make(chan struct{})
+	go func() { p.busy.Wait(); close(idle) }()
+	select {
+	case <-idle:
+	case <-p.dead.Done():
+	case <-h.ctx.Done():
+	case <-req.ctx.Done():
+	}
+	if h.ctx.Err() == nil && p.dead.Err() == nil {
+		bounded, cancel := context.WithTimeout(h.ctx, h.cfg.Timing.Stop)
+		defer cancel()
+		bounded, cancel2 := until(bounded, p.dead)
+		defer cancel2()
+		if e := p.Drain(bounded, h.cfg.Timing.Stop); e != nil && !fault.Is(e, fault.Unimplemented) && p.dead.Err() == nil {
+			h.log.Warn("the extension did not drain", "error", e)
+		}
+	}
+	_ = p.stop(h.cfg.Timing.Stop)
+	<-p.done
+	h.exited(p, "")
+	p.discard()
+	h.calls.renew()
+	if h.ctx.Err() != nil {
+		return nil
+	}
+	next, err := l.again()
+	switch {
+	case err == nil:
+		return next
+	case h.ctx.Err() != nil:
+		return nil
+	}
+	h.note(err)
+	h.log.Warn("the extension was not restarted", "error", err)
+	return l.renew(err.Error())
+}
+
+// restarts takes a request for a new process.
+func (l *loop) restarts(req *restarting) {
+	l.budget.reset()
+	l.h.move(Starting, "an operator restarts it", nil)
+	close(req.taken)
+}
+
+// renew makes the next process, after a pause that grows, within the crash budget.
+func (l *loop) renew(reason string) *process {
+	h := l.h
 	for {
 		pause, ok := l.budget.spend(time.Now())
 		if !ok {
 			if !l.dormant(fmt.Sprintf("crashed more than %d times within %s; last: %s", h.spec.Restart.Budget, h.spec.Restart.Window, reason)) {
 				return nil
 			}
-			continue
+			pause = 0 // forgiven, and this start with it
 		}
 		h.move(Starting, "restart in "+round(pause).String()+" after "+reason, nil)
 		if !l.pause(pause) {
@@ -292,6 +354,9 @@ func (l *loop) pause(d time.Duration) bool {
 	case <-l.h.resets:
 		l.budget.reset()
 		return true
+	case req := <-l.h.again:
+		l.restarts(req)
+		return true
 	}
 }
 
@@ -311,6 +376,9 @@ func (l *loop) dormant(reason string) bool {
 			req.answer <- h.gone()
 		case <-h.resets:
 			l.budget.reset()
+			return true
+		case req := <-h.again:
+			l.restarts(req)
 			return true
 		}
 	}

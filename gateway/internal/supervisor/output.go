@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,10 +26,12 @@ const (
 )
 
 // output takes what a process prints: it keeps the last lines and puts lines into the log, at a bounded rate and
-// with the level that they carry. It never blocks the process for longer than the log takes. Safe for concurrent use.
+// with the level that they carry, and into the extension's book. It never blocks the process for longer than the log takes. Safe for concurrent use.
 type output struct {
-	log *slog.Logger
-	now func() time.Time
+	log  *slog.Logger
+	book *book
+	now  func() time.Time
+	pid  atomic.Int64 // of the process, once there is one
 
 	mu      sync.Mutex
 	ring    []string
@@ -38,8 +42,8 @@ type output struct {
 	crash   bool // inside the report of a crash: plain lines are errors
 }
 
-func newOutput(log *slog.Logger, now func() time.Time) *output {
-	return &output{log: log, now: now, tokens: lineBurst, filled: now()}
+func newOutput(log *slog.Logger, book *book, now func() time.Time) *output {
+	return &output{log: log, book: book, now: now, tokens: lineBurst, filled: now()}
 }
 
 // read passes lines on until r ends.
@@ -70,6 +74,7 @@ func (o *output) line(line, stream string) {
 	if o.crash && !rec.structured {
 		rec.level = slog.LevelError
 	}
+	o.book.add(rec.entry(o.now(), stream, int(o.pid.Load())))
 	ctx := context.Background()
 	if !o.log.Enabled(ctx, rec.level) {
 		return
@@ -124,6 +129,7 @@ func (o *output) allow() bool {
 func (o *output) reportDropped() {
 	if o.dropped > 0 {
 		o.log.Warn("dropped lines of the extension's output: it prints too much", "lines", o.dropped)
+		o.book.add(Line{Time: o.now(), Level: slog.LevelWarn, Message: fmt.Sprintf("dropped %d lines: it prints too much", o.dropped), PID: int(o.pid.Load())})
 		o.dropped = 0
 	}
 }

@@ -80,3 +80,36 @@ func (c *child) ambient() []uintptr {
 	}
 	return out
 }
+
+// Isolation says for people what keeps the process apart from the gateway and from the host.
+func (s Spec) Isolation() string {
+	if s.Privileged {
+		return "all privileges of the gateway"
+	}
+	who := "the gateway's user"
+	if s.User != "" {
+		who = "user " + s.User
+	}
+	if s.Group != "" {
+		who += ", group " + s.Group
+	}
+	out := []string{who, "no new privileges"}
+	if len(s.Capabilities) == 0 {
+		out = append(out, "no capabilities")
+	} else {
+		out = append(out, strings.Join(s.Capabilities, " "))
+	}
+	if n := s.Limits.Memory; n > 0 {
+		out = append(out, fmt.Sprintf("memory %d MiB", n>>20))
+	}
+	if n := s.Limits.CPU; n > 0 {
+		out = append(out, fmt.Sprintf("cpu %g", n))
+	}
+	if n := s.Limits.PIDs; n > 0 {
+		out = append(out, fmt.Sprintf("pids %d", n))
+	}
+	if n := s.Limits.Files; n > 0 {
+		out = append(out, fmt.Sprintf("files %d", n))
+	}
+	return strings.Join(out, ", ")
+}

@@ -54,6 +54,7 @@ type process struct {
 	exit     func() *Exit
 	lines    func() []string           // last lines of standard error so far
 	stop     func(time.Duration) error // see child.stop
+	busy     sync.WaitGroup            // the calls that it serves; see Handle.enter
 	discard  func()                    // gives back what the process had; after its end
 }
 
@@ -115,7 +116,7 @@ func (l *launching) prepare() (err error) {
 		return fmt.Errorf("extension %q: %w", spec.Name, err)
 	}
 	log := l.s.cfg.Logger.With("extension", spec.Name)
-	out := newOutput(log, l.s.cfg.Now)
+	out := newOutput(log, l.s.book(spec.Name), l.s.cfg.Now)
 	l.child = newChild(spec, l.prog, launch, l.dir, out, l.flying)
 	l.child.cred = cred
 	if l.child.keep, err = spec.capabilities(); err != nil {

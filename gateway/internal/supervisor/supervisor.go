@@ -82,6 +82,7 @@ type Supervisor struct {
 
 	mu      sync.Mutex
 	handles map[*Handle]struct{}
+	books   map[string]*book // what extensions printed, by name
 	closed  bool
 }
 
@@ -107,7 +108,7 @@ func New(cfg Config) (*Supervisor, error) {
 		cfg.dial = func(conn grpc.ClientConnInterface) remote { return newRemote(conn) }
 	}
 	cfg.Timing = cfg.Timing.orDefault()
-	s := &Supervisor{cfg: cfg, handles: map[*Handle]struct{}{}, groups: findCgroups(groupName(cfg.Dir))}
+	s := &Supervisor{cfg: cfg, handles: map[*Handle]struct{}{}, books: map[string]*book{}, groups: findCgroups(groupName(cfg.Dir))}
 	if err := s.claim(); err != nil {
 		return nil, err
 	}

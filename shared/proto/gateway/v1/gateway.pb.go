@@ -2246,8 +2246,14 @@ type Extension struct {
 	ContractsJson []string `protobuf:"bytes,12,rep,name=contracts_json,json=contractsJson,proto3" json:"contracts_json,omitempty"`
 	Binds         []string `protobuf:"bytes,13,rep,name=binds,proto3" json:"binds,omitempty"`
 	// What of the program is pinned.
-	Pinned        []string `protobuf:"bytes,14,rep,name=pinned,proto3" json:"pinned,omitempty"`
-	Stderr        []string `protobuf:"bytes,15,rep,name=stderr,proto3" json:"stderr,omitempty"`
+	Pinned []string `protobuf:"bytes,14,rep,name=pinned,proto3" json:"pinned,omitempty"`
+	Stderr []string `protobuf:"bytes,15,rep,name=stderr,proto3" json:"stderr,omitempty"`
+	// What keeps the process apart, for people.
+	Isolation string `protobuf:"bytes,16,opt,name=isolation,proto3" json:"isolation,omitempty"`
+	// Of the process; not set where there is none.
+	Uptime *durationpb.Duration `protobuf:"bytes,17,opt,name=uptime,proto3" json:"uptime,omitempty"`
+	// Of the last launch or process that failed.
+	LastError     string `protobuf:"bytes,18,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2385,6 +2391,27 @@ func (x *Extension) GetStderr() []string {
 		return x.Stderr
 	}
 	return nil
+}
+
+func (x *Extension) GetIsolation() string {
+	if x != nil {
+		return x.Isolation
+	}
+	return ""
+}
+
+func (x *Extension) GetUptime() *durationpb.Duration {
+	if x != nil {
+		return x.Uptime
+	}
+	return nil
+}
+
+func (x *Extension) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
 }
 
 type DisableExtensionRequest struct {
@@ -2555,6 +2582,280 @@ func (*EnableExtensionResponse) Descriptor() ([]byte, []int) {
 	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{34}
 }
 
+type RestartExtensionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartExtensionRequest) Reset() {
+	*x = RestartExtensionRequest{}
+	mi := &file_gateway_v1_gateway_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartExtensionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartExtensionRequest) ProtoMessage() {}
+
+func (x *RestartExtensionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gateway_v1_gateway_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartExtensionRequest.ProtoReflect.Descriptor instead.
+func (*RestartExtensionRequest) Descriptor() ([]byte, []int) {
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *RestartExtensionRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RestartExtensionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Extension     *Extension             `protobuf:"bytes,1,opt,name=extension,proto3" json:"extension,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartExtensionResponse) Reset() {
+	*x = RestartExtensionResponse{}
+	mi := &file_gateway_v1_gateway_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartExtensionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartExtensionResponse) ProtoMessage() {}
+
+func (x *RestartExtensionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_gateway_v1_gateway_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartExtensionResponse.ProtoReflect.Descriptor instead.
+func (*RestartExtensionResponse) Descriptor() ([]byte, []int) {
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RestartExtensionResponse) GetExtension() *Extension {
+	if x != nil {
+		return x.Extension
+	}
+	return nil
+}
+
+type GetExtensionLogsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Follow        bool                   `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetExtensionLogsRequest) Reset() {
+	*x = GetExtensionLogsRequest{}
+	mi := &file_gateway_v1_gateway_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetExtensionLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetExtensionLogsRequest) ProtoMessage() {}
+
+func (x *GetExtensionLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gateway_v1_gateway_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetExtensionLogsRequest.ProtoReflect.Descriptor instead.
+func (*GetExtensionLogsRequest) Descriptor() ([]byte, []int) {
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *GetExtensionLogsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GetExtensionLogsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type GetExtensionLogsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lines         []*ExtensionLogLine    `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetExtensionLogsResponse) Reset() {
+	*x = GetExtensionLogsResponse{}
+	mi := &file_gateway_v1_gateway_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetExtensionLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetExtensionLogsResponse) ProtoMessage() {}
+
+func (x *GetExtensionLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_gateway_v1_gateway_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetExtensionLogsResponse.ProtoReflect.Descriptor instead.
+func (*GetExtensionLogsResponse) Descriptor() ([]byte, []int) {
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *GetExtensionLogsResponse) GetLines() []*ExtensionLogLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+// ExtensionLogLine is one line that an extension printed.
+type ExtensionLogLine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the gateway read it.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// debug, info, warn or error.
+	Level   string `protobuf:"bytes,2,opt,name=level,proto3" json:"level,omitempty"`
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// key=value, where the line was structured.
+	Attributes []string `protobuf:"bytes,4,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	// stderr or stdout.
+	Stream string `protobuf:"bytes,5,opt,name=stream,proto3" json:"stream,omitempty"`
+	// The process that printed it; 0 for what the gateway says.
+	Pid           int32 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExtensionLogLine) Reset() {
+	*x = ExtensionLogLine{}
+	mi := &file_gateway_v1_gateway_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExtensionLogLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExtensionLogLine) ProtoMessage() {}
+
+func (x *ExtensionLogLine) ProtoReflect() protoreflect.Message {
+	mi := &file_gateway_v1_gateway_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExtensionLogLine.ProtoReflect.Descriptor instead.
+func (*ExtensionLogLine) Descriptor() ([]byte, []int) {
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ExtensionLogLine) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *ExtensionLogLine) GetLevel() string {
+	if x != nil {
+		return x.Level
+	}
+	return ""
+}
+
+func (x *ExtensionLogLine) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ExtensionLogLine) GetAttributes() []string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+func (x *ExtensionLogLine) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+func (x *ExtensionLogLine) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type ListDriversRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2563,7 +2864,7 @@ type ListDriversRequest struct {
 
 func (x *ListDriversRequest) Reset() {
 	*x = ListDriversRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[35]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2575,7 +2876,7 @@ func (x *ListDriversRequest) String() string {
 func (*ListDriversRequest) ProtoMessage() {}
 
 func (x *ListDriversRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[35]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2588,7 +2889,7 @@ func (x *ListDriversRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDriversRequest.ProtoReflect.Descriptor instead.
 func (*ListDriversRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{35}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{40}
 }
 
 type ListDriversResponse struct {
@@ -2600,7 +2901,7 @@ type ListDriversResponse struct {
 
 func (x *ListDriversResponse) Reset() {
 	*x = ListDriversResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[36]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2913,7 @@ func (x *ListDriversResponse) String() string {
 func (*ListDriversResponse) ProtoMessage() {}
 
 func (x *ListDriversResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[36]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2926,7 @@ func (x *ListDriversResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDriversResponse.ProtoReflect.Descriptor instead.
 func (*ListDriversResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{36}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListDriversResponse) GetDrivers() []*Driver {
@@ -2644,7 +2945,7 @@ type GetDriverRequest struct {
 
 func (x *GetDriverRequest) Reset() {
 	*x = GetDriverRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[37]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2957,7 @@ func (x *GetDriverRequest) String() string {
 func (*GetDriverRequest) ProtoMessage() {}
 
 func (x *GetDriverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[37]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2970,7 @@ func (x *GetDriverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDriverRequest.ProtoReflect.Descriptor instead.
 func (*GetDriverRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{37}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetDriverRequest) GetName() string {
@@ -2698,7 +2999,7 @@ type Driver struct {
 
 func (x *Driver) Reset() {
 	*x = Driver{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[38]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2710,7 +3011,7 @@ func (x *Driver) String() string {
 func (*Driver) ProtoMessage() {}
 
 func (x *Driver) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[38]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2723,7 +3024,7 @@ func (x *Driver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Driver.ProtoReflect.Descriptor instead.
 func (*Driver) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{38}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Driver) GetName() string {
@@ -2807,7 +3108,7 @@ type DriverFeature struct {
 
 func (x *DriverFeature) Reset() {
 	*x = DriverFeature{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[39]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2819,7 +3120,7 @@ func (x *DriverFeature) String() string {
 func (*DriverFeature) ProtoMessage() {}
 
 func (x *DriverFeature) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[39]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2832,7 +3133,7 @@ func (x *DriverFeature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriverFeature.ProtoReflect.Descriptor instead.
 func (*DriverFeature) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{39}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DriverFeature) GetName() string {
@@ -2869,7 +3170,7 @@ type DriverPoint struct {
 
 func (x *DriverPoint) Reset() {
 	*x = DriverPoint{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[40]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2881,7 +3182,7 @@ func (x *DriverPoint) String() string {
 func (*DriverPoint) ProtoMessage() {}
 
 func (x *DriverPoint) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[40]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +3195,7 @@ func (x *DriverPoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriverPoint.ProtoReflect.Descriptor instead.
 func (*DriverPoint) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{40}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DriverPoint) GetPattern() string {
@@ -2951,7 +3252,7 @@ type DriverBind struct {
 
 func (x *DriverBind) Reset() {
 	*x = DriverBind{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[41]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3264,7 @@ func (x *DriverBind) String() string {
 func (*DriverBind) ProtoMessage() {}
 
 func (x *DriverBind) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[41]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3277,7 @@ func (x *DriverBind) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriverBind.ProtoReflect.Descriptor instead.
 func (*DriverBind) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{41}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DriverBind) GetExtension() string {
@@ -3058,7 +3359,7 @@ type ListResourcesRequest struct {
 
 func (x *ListResourcesRequest) Reset() {
 	*x = ListResourcesRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[42]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3371,7 @@ func (x *ListResourcesRequest) String() string {
 func (*ListResourcesRequest) ProtoMessage() {}
 
 func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[42]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3384,7 @@ func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesRequest.ProtoReflect.Descriptor instead.
 func (*ListResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{42}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListResourcesRequest) GetRef() *SandboxRef {
@@ -3102,7 +3403,7 @@ type ListResourcesResponse struct {
 
 func (x *ListResourcesResponse) Reset() {
 	*x = ListResourcesResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[43]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3114,7 +3415,7 @@ func (x *ListResourcesResponse) String() string {
 func (*ListResourcesResponse) ProtoMessage() {}
 
 func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[43]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3127,7 +3428,7 @@ func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesResponse.ProtoReflect.Descriptor instead.
 func (*ListResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{43}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListResourcesResponse) GetResources() []*Resource {
@@ -3161,7 +3462,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[44]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3173,7 +3474,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[44]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3186,7 +3487,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{44}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Resource) GetSubject() string {
@@ -3283,7 +3584,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[45]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3295,7 +3596,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[45]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +3609,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{45}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListOperationsRequest) GetSubject() string {
@@ -3327,7 +3628,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[46]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3339,7 +3640,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[46]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3352,7 +3653,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{46}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -3371,7 +3672,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[47]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3684,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[47]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3697,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{47}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -3420,7 +3721,7 @@ type AbandonRequest struct {
 
 func (x *AbandonRequest) Reset() {
 	*x = AbandonRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[48]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3733,7 @@ func (x *AbandonRequest) String() string {
 func (*AbandonRequest) ProtoMessage() {}
 
 func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[48]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3746,7 @@ func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonRequest.ProtoReflect.Descriptor instead.
 func (*AbandonRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{48}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AbandonRequest) GetOperation() string {
@@ -3484,7 +3785,7 @@ type AbandonResponse struct {
 
 func (x *AbandonResponse) Reset() {
 	*x = AbandonResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[49]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3496,7 +3797,7 @@ func (x *AbandonResponse) String() string {
 func (*AbandonResponse) ProtoMessage() {}
 
 func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[49]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3509,7 +3810,7 @@ func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonResponse.ProtoReflect.Descriptor instead.
 func (*AbandonResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{49}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{54}
 }
 
 type ListAuditRequest struct {
@@ -3523,7 +3824,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[50]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3535,7 +3836,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[50]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3548,7 +3849,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{50}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ListAuditRequest) GetRef() *SandboxRef {
@@ -3574,7 +3875,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[51]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3887,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[51]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +3900,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{51}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -3627,7 +3928,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[52]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3639,7 +3940,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[52]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3652,7 +3953,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{52}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -3933,7 +4234,7 @@ const file_gateway_v1_gateway_proto_rawDesc = "" +
 	"extensions\x18\x01 \x03(\v2\x1e.sandgate.gateway.v1.ExtensionR\n" +
 	"extensions\")\n" +
 	"\x13GetExtensionRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xa5\x03\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x95\x04\n" +
 	"\tExtension\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x14\n" +
@@ -3950,14 +4251,36 @@ const file_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x0econtracts_json\x18\f \x03(\tR\rcontractsJson\x12\x14\n" +
 	"\x05binds\x18\r \x03(\tR\x05binds\x12\x16\n" +
 	"\x06pinned\x18\x0e \x03(\tR\x06pinned\x12\x16\n" +
-	"\x06stderr\x18\x0f \x03(\tR\x06stderr\"E\n" +
+	"\x06stderr\x18\x0f \x03(\tR\x06stderr\x12\x1c\n" +
+	"\tisolation\x18\x10 \x01(\tR\tisolation\x121\n" +
+	"\x06uptime\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x06uptime\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x12 \x01(\tR\tlastError\"E\n" +
 	"\x17DisableExtensionRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06bypass\x18\x02 \x01(\bR\x06bypass\"\x1a\n" +
 	"\x18DisableExtensionResponse\",\n" +
 	"\x16EnableExtensionRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x19\n" +
-	"\x17EnableExtensionResponse\"\x14\n" +
+	"\x17EnableExtensionResponse\"-\n" +
+	"\x17RestartExtensionRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"X\n" +
+	"\x18RestartExtensionResponse\x12<\n" +
+	"\textension\x18\x01 \x01(\v2\x1e.sandgate.gateway.v1.ExtensionR\textension\"E\n" +
+	"\x17GetExtensionLogsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\"W\n" +
+	"\x18GetExtensionLogsResponse\x12;\n" +
+	"\x05lines\x18\x01 \x03(\v2%.sandgate.gateway.v1.ExtensionLogLineR\x05lines\"\xbc\x01\n" +
+	"\x10ExtensionLogLine\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05level\x18\x02 \x01(\tR\x05level\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x1e\n" +
+	"\n" +
+	"attributes\x18\x04 \x03(\tR\n" +
+	"attributes\x12\x16\n" +
+	"\x06stream\x18\x05 \x01(\tR\x06stream\x12\x10\n" +
+	"\x03pid\x18\x06 \x01(\x05R\x03pid\"\x14\n" +
 	"\x12ListDriversRequest\"L\n" +
 	"\x13ListDriversResponse\x125\n" +
 	"\adrivers\x18\x01 \x03(\v2\x1b.sandgate.gateway.v1.DriverR\adrivers\"&\n" +
@@ -4056,7 +4379,7 @@ const file_gateway_v1_gateway_proto_rawDesc = "" +
 	"\aoutcome\x18\b \x01(\tR\aoutcome\x12\x12\n" +
 	"\x04text\x18\t \x01(\tR\x04text\x125\n" +
 	"\bduration\x18\n" +
-	" \x01(\v2\x19.google.protobuf.DurationR\bduration2\xc8\x15\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\bduration2\xac\x17\n" +
 	"\aGateway\x12]\n" +
 	"\n" +
 	"GetVersion\x12&.sandgate.gateway.v1.GetVersionRequest\x1a'.sandgate.gateway.v1.GetVersionResponse\x12Q\n" +
@@ -4081,7 +4404,9 @@ const file_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x0eListExtensions\x12*.sandgate.gateway.v1.ListExtensionsRequest\x1a+.sandgate.gateway.v1.ListExtensionsResponse\x12X\n" +
 	"\fGetExtension\x12(.sandgate.gateway.v1.GetExtensionRequest\x1a\x1e.sandgate.gateway.v1.Extension\x12o\n" +
 	"\x10DisableExtension\x12,.sandgate.gateway.v1.DisableExtensionRequest\x1a-.sandgate.gateway.v1.DisableExtensionResponse\x12l\n" +
-	"\x0fEnableExtension\x12+.sandgate.gateway.v1.EnableExtensionRequest\x1a,.sandgate.gateway.v1.EnableExtensionResponse\x12`\n" +
+	"\x0fEnableExtension\x12+.sandgate.gateway.v1.EnableExtensionRequest\x1a,.sandgate.gateway.v1.EnableExtensionResponse\x12o\n" +
+	"\x10RestartExtension\x12,.sandgate.gateway.v1.RestartExtensionRequest\x1a-.sandgate.gateway.v1.RestartExtensionResponse\x12q\n" +
+	"\x10GetExtensionLogs\x12,.sandgate.gateway.v1.GetExtensionLogsRequest\x1a-.sandgate.gateway.v1.GetExtensionLogsResponse0\x01\x12`\n" +
 	"\vListDrivers\x12'.sandgate.gateway.v1.ListDriversRequest\x1a(.sandgate.gateway.v1.ListDriversResponse\x12O\n" +
 	"\tGetDriver\x12%.sandgate.gateway.v1.GetDriverRequest\x1a\x1b.sandgate.gateway.v1.Driver\x12f\n" +
 	"\rListResources\x12).sandgate.gateway.v1.ListResourcesRequest\x1a*.sandgate.gateway.v1.ListResourcesResponse\x12i\n" +
@@ -4103,7 +4428,7 @@ func file_gateway_v1_gateway_proto_rawDescGZIP() []byte {
 	return file_gateway_v1_gateway_proto_rawDescData
 }
 
-var file_gateway_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_gateway_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_gateway_v1_gateway_proto_goTypes = []any{
 	(*GetVersionRequest)(nil),        // 0: sandgate.gateway.v1.GetVersionRequest
 	(*GetVersionResponse)(nil),       // 1: sandgate.gateway.v1.GetVersionResponse
@@ -4140,35 +4465,40 @@ var file_gateway_v1_gateway_proto_goTypes = []any{
 	(*DisableExtensionResponse)(nil), // 32: sandgate.gateway.v1.DisableExtensionResponse
 	(*EnableExtensionRequest)(nil),   // 33: sandgate.gateway.v1.EnableExtensionRequest
 	(*EnableExtensionResponse)(nil),  // 34: sandgate.gateway.v1.EnableExtensionResponse
-	(*ListDriversRequest)(nil),       // 35: sandgate.gateway.v1.ListDriversRequest
-	(*ListDriversResponse)(nil),      // 36: sandgate.gateway.v1.ListDriversResponse
-	(*GetDriverRequest)(nil),         // 37: sandgate.gateway.v1.GetDriverRequest
-	(*Driver)(nil),                   // 38: sandgate.gateway.v1.Driver
-	(*DriverFeature)(nil),            // 39: sandgate.gateway.v1.DriverFeature
-	(*DriverPoint)(nil),              // 40: sandgate.gateway.v1.DriverPoint
-	(*DriverBind)(nil),               // 41: sandgate.gateway.v1.DriverBind
-	(*ListResourcesRequest)(nil),     // 42: sandgate.gateway.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),    // 43: sandgate.gateway.v1.ListResourcesResponse
-	(*Resource)(nil),                 // 44: sandgate.gateway.v1.Resource
-	(*ListOperationsRequest)(nil),    // 45: sandgate.gateway.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),   // 46: sandgate.gateway.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),      // 47: sandgate.gateway.v1.GetOperationRequest
-	(*AbandonRequest)(nil),           // 48: sandgate.gateway.v1.AbandonRequest
-	(*AbandonResponse)(nil),          // 49: sandgate.gateway.v1.AbandonResponse
-	(*ListAuditRequest)(nil),         // 50: sandgate.gateway.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),        // 51: sandgate.gateway.v1.ListAuditResponse
-	(*AuditEntry)(nil),               // 52: sandgate.gateway.v1.AuditEntry
-	nil,                              // 53: sandgate.gateway.v1.SandboxSpec.EnvironmentEntry
-	nil,                              // 54: sandgate.gateway.v1.SandboxSpec.LabelsEntry
-	nil,                              // 55: sandgate.gateway.v1.Sandbox.LabelsEntry
-	nil,                              // 56: sandgate.gateway.v1.Driver.MissingEntry
-	nil,                              // 57: sandgate.gateway.v1.DriverFeature.AttributesEntry
-	(*timestamppb.Timestamp)(nil),    // 58: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 59: google.protobuf.Duration
+	(*RestartExtensionRequest)(nil),  // 35: sandgate.gateway.v1.RestartExtensionRequest
+	(*RestartExtensionResponse)(nil), // 36: sandgate.gateway.v1.RestartExtensionResponse
+	(*GetExtensionLogsRequest)(nil),  // 37: sandgate.gateway.v1.GetExtensionLogsRequest
+	(*GetExtensionLogsResponse)(nil), // 38: sandgate.gateway.v1.GetExtensionLogsResponse
+	(*ExtensionLogLine)(nil),         // 39: sandgate.gateway.v1.ExtensionLogLine
+	(*ListDriversRequest)(nil),       // 40: sandgate.gateway.v1.ListDriversRequest
+	(*ListDriversResponse)(nil),      // 41: sandgate.gateway.v1.ListDriversResponse
+	(*GetDriverRequest)(nil),         // 42: sandgate.gateway.v1.GetDriverRequest
+	(*Driver)(nil),                   // 43: sandgate.gateway.v1.Driver
+	(*DriverFeature)(nil),            // 44: sandgate.gateway.v1.DriverFeature
+	(*DriverPoint)(nil),              // 45: sandgate.gateway.v1.DriverPoint
+	(*DriverBind)(nil),               // 46: sandgate.gateway.v1.DriverBind
+	(*ListResourcesRequest)(nil),     // 47: sandgate.gateway.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),    // 48: sandgate.gateway.v1.ListResourcesResponse
+	(*Resource)(nil),                 // 49: sandgate.gateway.v1.Resource
+	(*ListOperationsRequest)(nil),    // 50: sandgate.gateway.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),   // 51: sandgate.gateway.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),      // 52: sandgate.gateway.v1.GetOperationRequest
+	(*AbandonRequest)(nil),           // 53: sandgate.gateway.v1.AbandonRequest
+	(*AbandonResponse)(nil),          // 54: sandgate.gateway.v1.AbandonResponse
+	(*ListAuditRequest)(nil),         // 55: sandgate.gateway.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),        // 56: sandgate.gateway.v1.ListAuditResponse
+	(*AuditEntry)(nil),               // 57: sandgate.gateway.v1.AuditEntry
+	nil,                              // 58: sandgate.gateway.v1.SandboxSpec.EnvironmentEntry
+	nil,                              // 59: sandgate.gateway.v1.SandboxSpec.LabelsEntry
+	nil,                              // 60: sandgate.gateway.v1.Sandbox.LabelsEntry
+	nil,                              // 61: sandgate.gateway.v1.Driver.MissingEntry
+	nil,                              // 62: sandgate.gateway.v1.DriverFeature.AttributesEntry
+	(*timestamppb.Timestamp)(nil),    // 63: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 64: google.protobuf.Duration
 }
 var file_gateway_v1_gateway_proto_depIdxs = []int32{
-	53, // 0: sandgate.gateway.v1.SandboxSpec.environment:type_name -> sandgate.gateway.v1.SandboxSpec.EnvironmentEntry
-	54, // 1: sandgate.gateway.v1.SandboxSpec.labels:type_name -> sandgate.gateway.v1.SandboxSpec.LabelsEntry
+	58, // 0: sandgate.gateway.v1.SandboxSpec.environment:type_name -> sandgate.gateway.v1.SandboxSpec.EnvironmentEntry
+	59, // 1: sandgate.gateway.v1.SandboxSpec.labels:type_name -> sandgate.gateway.v1.SandboxSpec.LabelsEntry
 	5,  // 2: sandgate.gateway.v1.SandboxSpec.resources:type_name -> sandgate.gateway.v1.Resources
 	4,  // 3: sandgate.gateway.v1.CreateSandboxRequest.spec:type_name -> sandgate.gateway.v1.SandboxSpec
 	6,  // 4: sandgate.gateway.v1.PlanSandboxRequest.create:type_name -> sandgate.gateway.v1.CreateSandboxRequest
@@ -4177,107 +4507,115 @@ var file_gateway_v1_gateway_proto_depIdxs = []int32{
 	10, // 7: sandgate.gateway.v1.PlanSandboxResponse.late:type_name -> sandgate.gateway.v1.LatePoint
 	11, // 8: sandgate.gateway.v1.PlanSandboxResponse.observed:type_name -> sandgate.gateway.v1.Observation
 	9,  // 9: sandgate.gateway.v1.Observation.fields:type_name -> sandgate.gateway.v1.Field
-	58, // 10: sandgate.gateway.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	58, // 11: sandgate.gateway.v1.Sandbox.ended:type_name -> google.protobuf.Timestamp
-	55, // 12: sandgate.gateway.v1.Sandbox.labels:type_name -> sandgate.gateway.v1.Sandbox.LabelsEntry
+	63, // 10: sandgate.gateway.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	63, // 11: sandgate.gateway.v1.Sandbox.ended:type_name -> google.protobuf.Timestamp
+	60, // 12: sandgate.gateway.v1.Sandbox.labels:type_name -> sandgate.gateway.v1.Sandbox.LabelsEntry
 	5,  // 13: sandgate.gateway.v1.Sandbox.resources:type_name -> sandgate.gateway.v1.Resources
-	58, // 14: sandgate.gateway.v1.Sandbox.run_started:type_name -> google.protobuf.Timestamp
-	58, // 15: sandgate.gateway.v1.Sandbox.run_ended:type_name -> google.protobuf.Timestamp
+	63, // 14: sandgate.gateway.v1.Sandbox.run_started:type_name -> google.protobuf.Timestamp
+	63, // 15: sandgate.gateway.v1.Sandbox.run_ended:type_name -> google.protobuf.Timestamp
 	12, // 16: sandgate.gateway.v1.ListSandboxesRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
 	13, // 17: sandgate.gateway.v1.ListSandboxesResponse.sandboxes:type_name -> sandgate.gateway.v1.Sandbox
 	13, // 18: sandgate.gateway.v1.WatchSandboxesResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
 	18, // 19: sandgate.gateway.v1.OperationResponse.operation:type_name -> sandgate.gateway.v1.Operation
 	13, // 20: sandgate.gateway.v1.OperationResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
-	58, // 21: sandgate.gateway.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	58, // 22: sandgate.gateway.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	63, // 21: sandgate.gateway.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	63, // 22: sandgate.gateway.v1.Operation.ended:type_name -> google.protobuf.Timestamp
 	11, // 23: sandgate.gateway.v1.Operation.observed:type_name -> sandgate.gateway.v1.Observation
 	19, // 24: sandgate.gateway.v1.Operation.steps:type_name -> sandgate.gateway.v1.Step
-	58, // 25: sandgate.gateway.v1.Step.started:type_name -> google.protobuf.Timestamp
-	59, // 26: sandgate.gateway.v1.Step.duration:type_name -> google.protobuf.Duration
+	63, // 25: sandgate.gateway.v1.Step.started:type_name -> google.protobuf.Timestamp
+	64, // 26: sandgate.gateway.v1.Step.duration:type_name -> google.protobuf.Duration
 	13, // 27: sandgate.gateway.v1.GetHistoryResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
 	18, // 28: sandgate.gateway.v1.GetHistoryResponse.operations:type_name -> sandgate.gateway.v1.Operation
 	12, // 29: sandgate.gateway.v1.GetLogsRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
-	58, // 30: sandgate.gateway.v1.Workspace.created:type_name -> google.protobuf.Timestamp
+	63, // 30: sandgate.gateway.v1.Workspace.created:type_name -> google.protobuf.Timestamp
 	9,  // 31: sandgate.gateway.v1.Workspace.fields:type_name -> sandgate.gateway.v1.Field
 	24, // 32: sandgate.gateway.v1.ListWorkspacesResponse.workspaces:type_name -> sandgate.gateway.v1.Workspace
 	30, // 33: sandgate.gateway.v1.ListExtensionsResponse.extensions:type_name -> sandgate.gateway.v1.Extension
-	58, // 34: sandgate.gateway.v1.Extension.since:type_name -> google.protobuf.Timestamp
-	38, // 35: sandgate.gateway.v1.ListDriversResponse.drivers:type_name -> sandgate.gateway.v1.Driver
-	39, // 36: sandgate.gateway.v1.Driver.features:type_name -> sandgate.gateway.v1.DriverFeature
-	56, // 37: sandgate.gateway.v1.Driver.missing:type_name -> sandgate.gateway.v1.Driver.MissingEntry
-	40, // 38: sandgate.gateway.v1.Driver.points:type_name -> sandgate.gateway.v1.DriverPoint
-	41, // 39: sandgate.gateway.v1.Driver.chain:type_name -> sandgate.gateway.v1.DriverBind
-	57, // 40: sandgate.gateway.v1.DriverFeature.attributes:type_name -> sandgate.gateway.v1.DriverFeature.AttributesEntry
-	12, // 41: sandgate.gateway.v1.ListResourcesRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
-	44, // 42: sandgate.gateway.v1.ListResourcesResponse.resources:type_name -> sandgate.gateway.v1.Resource
-	18, // 43: sandgate.gateway.v1.ListOperationsResponse.operations:type_name -> sandgate.gateway.v1.Operation
-	12, // 44: sandgate.gateway.v1.ListAuditRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
-	52, // 45: sandgate.gateway.v1.ListAuditResponse.entries:type_name -> sandgate.gateway.v1.AuditEntry
-	58, // 46: sandgate.gateway.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	59, // 47: sandgate.gateway.v1.AuditEntry.duration:type_name -> google.protobuf.Duration
-	0,  // 48: sandgate.gateway.v1.Gateway.GetVersion:input_type -> sandgate.gateway.v1.GetVersionRequest
-	2,  // 49: sandgate.gateway.v1.Gateway.Reload:input_type -> sandgate.gateway.v1.ReloadRequest
-	6,  // 50: sandgate.gateway.v1.Gateway.CreateSandbox:input_type -> sandgate.gateway.v1.CreateSandboxRequest
-	7,  // 51: sandgate.gateway.v1.Gateway.PlanSandbox:input_type -> sandgate.gateway.v1.PlanSandboxRequest
-	12, // 52: sandgate.gateway.v1.Gateway.GetSandboxPlan:input_type -> sandgate.gateway.v1.SandboxRef
-	12, // 53: sandgate.gateway.v1.Gateway.GetSandbox:input_type -> sandgate.gateway.v1.SandboxRef
-	14, // 54: sandgate.gateway.v1.Gateway.ListSandboxes:input_type -> sandgate.gateway.v1.ListSandboxesRequest
-	14, // 55: sandgate.gateway.v1.Gateway.WatchSandboxes:input_type -> sandgate.gateway.v1.ListSandboxesRequest
-	12, // 56: sandgate.gateway.v1.Gateway.StartSandbox:input_type -> sandgate.gateway.v1.SandboxRef
-	12, // 57: sandgate.gateway.v1.Gateway.StopSandbox:input_type -> sandgate.gateway.v1.SandboxRef
-	12, // 58: sandgate.gateway.v1.Gateway.DeleteSandbox:input_type -> sandgate.gateway.v1.SandboxRef
-	12, // 59: sandgate.gateway.v1.Gateway.GetHistory:input_type -> sandgate.gateway.v1.SandboxRef
-	21, // 60: sandgate.gateway.v1.Gateway.GetLogs:input_type -> sandgate.gateway.v1.GetLogsRequest
-	23, // 61: sandgate.gateway.v1.Gateway.EnsureWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
-	23, // 62: sandgate.gateway.v1.Gateway.DeleteWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
-	23, // 63: sandgate.gateway.v1.Gateway.GetWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
-	25, // 64: sandgate.gateway.v1.Gateway.ListWorkspaces:input_type -> sandgate.gateway.v1.ListWorkspacesRequest
-	27, // 65: sandgate.gateway.v1.Gateway.ListExtensions:input_type -> sandgate.gateway.v1.ListExtensionsRequest
-	29, // 66: sandgate.gateway.v1.Gateway.GetExtension:input_type -> sandgate.gateway.v1.GetExtensionRequest
-	31, // 67: sandgate.gateway.v1.Gateway.DisableExtension:input_type -> sandgate.gateway.v1.DisableExtensionRequest
-	33, // 68: sandgate.gateway.v1.Gateway.EnableExtension:input_type -> sandgate.gateway.v1.EnableExtensionRequest
-	35, // 69: sandgate.gateway.v1.Gateway.ListDrivers:input_type -> sandgate.gateway.v1.ListDriversRequest
-	37, // 70: sandgate.gateway.v1.Gateway.GetDriver:input_type -> sandgate.gateway.v1.GetDriverRequest
-	42, // 71: sandgate.gateway.v1.Gateway.ListResources:input_type -> sandgate.gateway.v1.ListResourcesRequest
-	45, // 72: sandgate.gateway.v1.Gateway.ListOperations:input_type -> sandgate.gateway.v1.ListOperationsRequest
-	47, // 73: sandgate.gateway.v1.Gateway.GetOperation:input_type -> sandgate.gateway.v1.GetOperationRequest
-	47, // 74: sandgate.gateway.v1.Gateway.WatchOperation:input_type -> sandgate.gateway.v1.GetOperationRequest
-	48, // 75: sandgate.gateway.v1.Gateway.Abandon:input_type -> sandgate.gateway.v1.AbandonRequest
-	50, // 76: sandgate.gateway.v1.Gateway.ListAudit:input_type -> sandgate.gateway.v1.ListAuditRequest
-	1,  // 77: sandgate.gateway.v1.Gateway.GetVersion:output_type -> sandgate.gateway.v1.GetVersionResponse
-	3,  // 78: sandgate.gateway.v1.Gateway.Reload:output_type -> sandgate.gateway.v1.ReloadResponse
-	17, // 79: sandgate.gateway.v1.Gateway.CreateSandbox:output_type -> sandgate.gateway.v1.OperationResponse
-	8,  // 80: sandgate.gateway.v1.Gateway.PlanSandbox:output_type -> sandgate.gateway.v1.PlanSandboxResponse
-	8,  // 81: sandgate.gateway.v1.Gateway.GetSandboxPlan:output_type -> sandgate.gateway.v1.PlanSandboxResponse
-	13, // 82: sandgate.gateway.v1.Gateway.GetSandbox:output_type -> sandgate.gateway.v1.Sandbox
-	15, // 83: sandgate.gateway.v1.Gateway.ListSandboxes:output_type -> sandgate.gateway.v1.ListSandboxesResponse
-	16, // 84: sandgate.gateway.v1.Gateway.WatchSandboxes:output_type -> sandgate.gateway.v1.WatchSandboxesResponse
-	17, // 85: sandgate.gateway.v1.Gateway.StartSandbox:output_type -> sandgate.gateway.v1.OperationResponse
-	17, // 86: sandgate.gateway.v1.Gateway.StopSandbox:output_type -> sandgate.gateway.v1.OperationResponse
-	17, // 87: sandgate.gateway.v1.Gateway.DeleteSandbox:output_type -> sandgate.gateway.v1.OperationResponse
-	20, // 88: sandgate.gateway.v1.Gateway.GetHistory:output_type -> sandgate.gateway.v1.GetHistoryResponse
-	22, // 89: sandgate.gateway.v1.Gateway.GetLogs:output_type -> sandgate.gateway.v1.GetLogsResponse
-	17, // 90: sandgate.gateway.v1.Gateway.EnsureWorkspace:output_type -> sandgate.gateway.v1.OperationResponse
-	17, // 91: sandgate.gateway.v1.Gateway.DeleteWorkspace:output_type -> sandgate.gateway.v1.OperationResponse
-	24, // 92: sandgate.gateway.v1.Gateway.GetWorkspace:output_type -> sandgate.gateway.v1.Workspace
-	26, // 93: sandgate.gateway.v1.Gateway.ListWorkspaces:output_type -> sandgate.gateway.v1.ListWorkspacesResponse
-	28, // 94: sandgate.gateway.v1.Gateway.ListExtensions:output_type -> sandgate.gateway.v1.ListExtensionsResponse
-	30, // 95: sandgate.gateway.v1.Gateway.GetExtension:output_type -> sandgate.gateway.v1.Extension
-	32, // 96: sandgate.gateway.v1.Gateway.DisableExtension:output_type -> sandgate.gateway.v1.DisableExtensionResponse
-	34, // 97: sandgate.gateway.v1.Gateway.EnableExtension:output_type -> sandgate.gateway.v1.EnableExtensionResponse
-	36, // 98: sandgate.gateway.v1.Gateway.ListDrivers:output_type -> sandgate.gateway.v1.ListDriversResponse
-	38, // 99: sandgate.gateway.v1.Gateway.GetDriver:output_type -> sandgate.gateway.v1.Driver
-	43, // 100: sandgate.gateway.v1.Gateway.ListResources:output_type -> sandgate.gateway.v1.ListResourcesResponse
-	46, // 101: sandgate.gateway.v1.Gateway.ListOperations:output_type -> sandgate.gateway.v1.ListOperationsResponse
-	18, // 102: sandgate.gateway.v1.Gateway.GetOperation:output_type -> sandgate.gateway.v1.Operation
-	18, // 103: sandgate.gateway.v1.Gateway.WatchOperation:output_type -> sandgate.gateway.v1.Operation
-	49, // 104: sandgate.gateway.v1.Gateway.Abandon:output_type -> sandgate.gateway.v1.AbandonResponse
-	51, // 105: sandgate.gateway.v1.Gateway.ListAudit:output_type -> sandgate.gateway.v1.ListAuditResponse
-	77, // [77:106] is the sub-list for method output_type
-	48, // [48:77] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	63, // 34: sandgate.gateway.v1.Extension.since:type_name -> google.protobuf.Timestamp
+	64, // 35: sandgate.gateway.v1.Extension.uptime:type_name -> google.protobuf.Duration
+	30, // 36: sandgate.gateway.v1.RestartExtensionResponse.extension:type_name -> sandgate.gateway.v1.Extension
+	39, // 37: sandgate.gateway.v1.GetExtensionLogsResponse.lines:type_name -> sandgate.gateway.v1.ExtensionLogLine
+	63, // 38: sandgate.gateway.v1.ExtensionLogLine.time:type_name -> google.protobuf.Timestamp
+	43, // 39: sandgate.gateway.v1.ListDriversResponse.drivers:type_name -> sandgate.gateway.v1.Driver
+	44, // 40: sandgate.gateway.v1.Driver.features:type_name -> sandgate.gateway.v1.DriverFeature
+	61, // 41: sandgate.gateway.v1.Driver.missing:type_name -> sandgate.gateway.v1.Driver.MissingEntry
+	45, // 42: sandgate.gateway.v1.Driver.points:type_name -> sandgate.gateway.v1.DriverPoint
+	46, // 43: sandgate.gateway.v1.Driver.chain:type_name -> sandgate.gateway.v1.DriverBind
+	62, // 44: sandgate.gateway.v1.DriverFeature.attributes:type_name -> sandgate.gateway.v1.DriverFeature.AttributesEntry
+	12, // 45: sandgate.gateway.v1.ListResourcesRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
+	49, // 46: sandgate.gateway.v1.ListResourcesResponse.resources:type_name -> sandgate.gateway.v1.Resource
+	18, // 47: sandgate.gateway.v1.ListOperationsResponse.operations:type_name -> sandgate.gateway.v1.Operation
+	12, // 48: sandgate.gateway.v1.ListAuditRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
+	57, // 49: sandgate.gateway.v1.ListAuditResponse.entries:type_name -> sandgate.gateway.v1.AuditEntry
+	63, // 50: sandgate.gateway.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	64, // 51: sandgate.gateway.v1.AuditEntry.duration:type_name -> google.protobuf.Duration
+	0,  // 52: sandgate.gateway.v1.Gateway.GetVersion:input_type -> sandgate.gateway.v1.GetVersionRequest
+	2,  // 53: sandgate.gateway.v1.Gateway.Reload:input_type -> sandgate.gateway.v1.ReloadRequest
+	6,  // 54: sandgate.gateway.v1.Gateway.CreateSandbox:input_type -> sandgate.gateway.v1.CreateSandboxRequest
+	7,  // 55: sandgate.gateway.v1.Gateway.PlanSandbox:input_type -> sandgate.gateway.v1.PlanSandboxRequest
+	12, // 56: sandgate.gateway.v1.Gateway.GetSandboxPlan:input_type -> sandgate.gateway.v1.SandboxRef
+	12, // 57: sandgate.gateway.v1.Gateway.GetSandbox:input_type -> sandgate.gateway.v1.SandboxRef
+	14, // 58: sandgate.gateway.v1.Gateway.ListSandboxes:input_type -> sandgate.gateway.v1.ListSandboxesRequest
+	14, // 59: sandgate.gateway.v1.Gateway.WatchSandboxes:input_type -> sandgate.gateway.v1.ListSandboxesRequest
+	12, // 60: sandgate.gateway.v1.Gateway.StartSandbox:input_type -> sandgate.gateway.v1.SandboxRef
+	12, // 61: sandgate.gateway.v1.Gateway.StopSandbox:input_type -> sandgate.gateway.v1.SandboxRef
+	12, // 62: sandgate.gateway.v1.Gateway.DeleteSandbox:input_type -> sandgate.gateway.v1.SandboxRef
+	12, // 63: sandgate.gateway.v1.Gateway.GetHistory:input_type -> sandgate.gateway.v1.SandboxRef
+	21, // 64: sandgate.gateway.v1.Gateway.GetLogs:input_type -> sandgate.gateway.v1.GetLogsRequest
+	23, // 65: sandgate.gateway.v1.Gateway.EnsureWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
+	23, // 66: sandgate.gateway.v1.Gateway.DeleteWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
+	23, // 67: sandgate.gateway.v1.Gateway.GetWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
+	25, // 68: sandgate.gateway.v1.Gateway.ListWorkspaces:input_type -> sandgate.gateway.v1.ListWorkspacesRequest
+	27, // 69: sandgate.gateway.v1.Gateway.ListExtensions:input_type -> sandgate.gateway.v1.ListExtensionsRequest
+	29, // 70: sandgate.gateway.v1.Gateway.GetExtension:input_type -> sandgate.gateway.v1.GetExtensionRequest
+	31, // 71: sandgate.gateway.v1.Gateway.DisableExtension:input_type -> sandgate.gateway.v1.DisableExtensionRequest
+	33, // 72: sandgate.gateway.v1.Gateway.EnableExtension:input_type -> sandgate.gateway.v1.EnableExtensionRequest
+	35, // 73: sandgate.gateway.v1.Gateway.RestartExtension:input_type -> sandgate.gateway.v1.RestartExtensionRequest
+	37, // 74: sandgate.gateway.v1.Gateway.GetExtensionLogs:input_type -> sandgate.gateway.v1.GetExtensionLogsRequest
+	40, // 75: sandgate.gateway.v1.Gateway.ListDrivers:input_type -> sandgate.gateway.v1.ListDriversRequest
+	42, // 76: sandgate.gateway.v1.Gateway.GetDriver:input_type -> sandgate.gateway.v1.GetDriverRequest
+	47, // 77: sandgate.gateway.v1.Gateway.ListResources:input_type -> sandgate.gateway.v1.ListResourcesRequest
+	50, // 78: sandgate.gateway.v1.Gateway.ListOperations:input_type -> sandgate.gateway.v1.ListOperationsRequest
+	52, // 79: sandgate.gateway.v1.Gateway.GetOperation:input_type -> sandgate.gateway.v1.GetOperationRequest
+	52, // 80: sandgate.gateway.v1.Gateway.WatchOperation:input_type -> sandgate.gateway.v1.GetOperationRequest
+	53, // 81: sandgate.gateway.v1.Gateway.Abandon:input_type -> sandgate.gateway.v1.AbandonRequest
+	55, // 82: sandgate.gateway.v1.Gateway.ListAudit:input_type -> sandgate.gateway.v1.ListAuditRequest
+	1,  // 83: sandgate.gateway.v1.Gateway.GetVersion:output_type -> sandgate.gateway.v1.GetVersionResponse
+	3,  // 84: sandgate.gateway.v1.Gateway.Reload:output_type -> sandgate.gateway.v1.ReloadResponse
+	17, // 85: sandgate.gateway.v1.Gateway.CreateSandbox:output_type -> sandgate.gateway.v1.OperationResponse
+	8,  // 86: sandgate.gateway.v1.Gateway.PlanSandbox:output_type -> sandgate.gateway.v1.PlanSandboxResponse
+	8,  // 87: sandgate.gateway.v1.Gateway.GetSandboxPlan:output_type -> sandgate.gateway.v1.PlanSandboxResponse
+	13, // 88: sandgate.gateway.v1.Gateway.GetSandbox:output_type -> sandgate.gateway.v1.Sandbox
+	15, // 89: sandgate.gateway.v1.Gateway.ListSandboxes:output_type -> sandgate.gateway.v1.ListSandboxesResponse
+	16, // 90: sandgate.gateway.v1.Gateway.WatchSandboxes:output_type -> sandgate.gateway.v1.WatchSandboxesResponse
+	17, // 91: sandgate.gateway.v1.Gateway.StartSandbox:output_type -> sandgate.gateway.v1.OperationResponse
+	17, // 92: sandgate.gateway.v1.Gateway.StopSandbox:output_type -> sandgate.gateway.v1.OperationResponse
+	17, // 93: sandgate.gateway.v1.Gateway.DeleteSandbox:output_type -> sandgate.gateway.v1.OperationResponse
+	20, // 94: sandgate.gateway.v1.Gateway.GetHistory:output_type -> sandgate.gateway.v1.GetHistoryResponse
+	22, // 95: sandgate.gateway.v1.Gateway.GetLogs:output_type -> sandgate.gateway.v1.GetLogsResponse
+	17, // 96: sandgate.gateway.v1.Gateway.EnsureWorkspace:output_type -> sandgate.gateway.v1.OperationResponse
+	17, // 97: sandgate.gateway.v1.Gateway.DeleteWorkspace:output_type -> sandgate.gateway.v1.OperationResponse
+	24, // 98: sandgate.gateway.v1.Gateway.GetWorkspace:output_type -> sandgate.gateway.v1.Workspace
+	26, // 99: sandgate.gateway.v1.Gateway.ListWorkspaces:output_type -> sandgate.gateway.v1.ListWorkspacesResponse
+	28, // 100: sandgate.gateway.v1.Gateway.ListExtensions:output_type -> sandgate.gateway.v1.ListExtensionsResponse
+	30, // 101: sandgate.gateway.v1.Gateway.GetExtension:output_type -> sandgate.gateway.v1.Extension
+	32, // 102: sandgate.gateway.v1.Gateway.DisableExtension:output_type -> sandgate.gateway.v1.DisableExtensionResponse
+	34, // 103: sandgate.gateway.v1.Gateway.EnableExtension:output_type -> sandgate.gateway.v1.EnableExtensionResponse
+	36, // 104: sandgate.gateway.v1.Gateway.RestartExtension:output_type -> sandgate.gateway.v1.RestartExtensionResponse
+	38, // 105: sandgate.gateway.v1.Gateway.GetExtensionLogs:output_type -> sandgate.gateway.v1.GetExtensionLogsResponse
+	41, // 106: sandgate.gateway.v1.Gateway.ListDrivers:output_type -> sandgate.gateway.v1.ListDriversResponse
+	43, // 107: sandgate.gateway.v1.Gateway.GetDriver:output_type -> sandgate.gateway.v1.Driver
+	48, // 108: sandgate.gateway.v1.Gateway.ListResources:output_type -> sandgate.gateway.v1.ListResourcesResponse
+	51, // 109: sandgate.gateway.v1.Gateway.ListOperations:output_type -> sandgate.gateway.v1.ListOperationsResponse
+	18, // 110: sandgate.gateway.v1.Gateway.GetOperation:output_type -> sandgate.gateway.v1.Operation
+	18, // 111: sandgate.gateway.v1.Gateway.WatchOperation:output_type -> sandgate.gateway.v1.Operation
+	54, // 112: sandgate.gateway.v1.Gateway.Abandon:output_type -> sandgate.gateway.v1.AbandonResponse
+	56, // 113: sandgate.gateway.v1.Gateway.ListAudit:output_type -> sandgate.gateway.v1.ListAuditResponse
+	83, // [83:114] is the sub-list for method output_type
+	52, // [52:83] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_gateway_v1_gateway_proto_init() }
@@ -4292,7 +4630,7 @@ func file_gateway_v1_gateway_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gateway_v1_gateway_proto_rawDesc), len(file_gateway_v1_gateway_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   58,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -57,6 +57,8 @@ const (
 	Gateway_GetExtension_FullMethodName     = "/sandgate.gateway.v1.Gateway/GetExtension"
 	Gateway_DisableExtension_FullMethodName = "/sandgate.gateway.v1.Gateway/DisableExtension"
 	Gateway_EnableExtension_FullMethodName  = "/sandgate.gateway.v1.Gateway/EnableExtension"
+	Gateway_RestartExtension_FullMethodName = "/sandgate.gateway.v1.Gateway/RestartExtension"
+	Gateway_GetExtensionLogs_FullMethodName = "/sandgate.gateway.v1.Gateway/GetExtensionLogs"
 	Gateway_ListDrivers_FullMethodName      = "/sandgate.gateway.v1.Gateway/ListDrivers"
 	Gateway_GetDriver_FullMethodName        = "/sandgate.gateway.v1.Gateway/GetDriver"
 	Gateway_ListResources_FullMethodName    = "/sandgate.gateway.v1.Gateway/ListResources"
@@ -100,6 +102,11 @@ type GatewayClient interface {
 	GetExtension(ctx context.Context, in *GetExtensionRequest, opts ...grpc.CallOption) (*Extension, error)
 	DisableExtension(ctx context.Context, in *DisableExtensionRequest, opts ...grpc.CallOption) (*DisableExtensionResponse, error)
 	EnableExtension(ctx context.Context, in *EnableExtensionRequest, opts ...grpc.CallOption) (*EnableExtensionResponse, error)
+	// RestartExtension replaces the process by a new one in good order: calls in flight end, others wait. It forgives what
+	// the extension has crashed: one that has failed is started again. It answers when the extension serves.
+	RestartExtension(ctx context.Context, in *RestartExtensionRequest, opts ...grpc.CallOption) (*RestartExtensionResponse, error)
+	// GetExtensionLogs returns what the extension printed of late, oldest first, and with follow what comes.
+	GetExtensionLogs(ctx context.Context, in *GetExtensionLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetExtensionLogsResponse], error)
 	ListDrivers(ctx context.Context, in *ListDriversRequest, opts ...grpc.CallOption) (*ListDriversResponse, error)
 	GetDriver(ctx context.Context, in *GetDriverRequest, opts ...grpc.CallOption) (*Driver, error)
 	// ListResources returns the ledger's entries and the drivers' objects.
@@ -349,6 +356,35 @@ func (c *gatewayClient) EnableExtension(ctx context.Context, in *EnableExtension
 	return out, nil
 }
 
+func (c *gatewayClient) RestartExtension(ctx context.Context, in *RestartExtensionRequest, opts ...grpc.CallOption) (*RestartExtensionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RestartExtensionResponse)
+	err := c.cc.Invoke(ctx, Gateway_RestartExtension_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *gatewayClient) GetExtensionLogs(ctx context.Context, in *GetExtensionLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetExtensionLogsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Gateway_ServiceDesc.Streams[2], Gateway_GetExtensionLogs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[GetExtensionLogsRequest, GetExtensionLogsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Gateway_GetExtensionLogsClient = grpc.ServerStreamingClient[GetExtensionLogsResponse]
+
 func (c *gatewayClient) ListDrivers(ctx context.Context, in *ListDriversRequest, opts ...grpc.CallOption) (*ListDriversResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListDriversResponse)
@@ -401,7 +437,7 @@ func (c *gatewayClient) GetOperation(ctx context.Context, in *GetOperationReques
 
 func (c *gatewayClient) WatchOperation(ctx context.Context, in *GetOperationRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Operation], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Gateway_ServiceDesc.Streams[2], Gateway_WatchOperation_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Gateway_ServiceDesc.Streams[3], Gateway_WatchOperation_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -471,6 +507,11 @@ type GatewayServer interface {
 	GetExtension(context.Context, *GetExtensionRequest) (*Extension, error)
 	DisableExtension(context.Context, *DisableExtensionRequest) (*DisableExtensionResponse, error)
 	EnableExtension(context.Context, *EnableExtensionRequest) (*EnableExtensionResponse, error)
+	// RestartExtension replaces the process by a new one in good order: calls in flight end, others wait. It forgives what
+	// the extension has crashed: one that has failed is started again. It answers when the extension serves.
+	RestartExtension(context.Context, *RestartExtensionRequest) (*RestartExtensionResponse, error)
+	// GetExtensionLogs returns what the extension printed of late, oldest first, and with follow what comes.
+	GetExtensionLogs(*GetExtensionLogsRequest, grpc.ServerStreamingServer[GetExtensionLogsResponse]) error
 	ListDrivers(context.Context, *ListDriversRequest) (*ListDriversResponse, error)
 	GetDriver(context.Context, *GetDriverRequest) (*Driver, error)
 	// ListResources returns the ledger's entries and the drivers' objects.
@@ -554,6 +595,12 @@ func (UnimplementedGatewayServer) DisableExtension(context.Context, *DisableExte
 }
 func (UnimplementedGatewayServer) EnableExtension(context.Context, *EnableExtensionRequest) (*EnableExtensionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method EnableExtension not implemented")
+}
+func (UnimplementedGatewayServer) RestartExtension(context.Context, *RestartExtensionRequest) (*RestartExtensionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RestartExtension not implemented")
+}
+func (UnimplementedGatewayServer) GetExtensionLogs(*GetExtensionLogsRequest, grpc.ServerStreamingServer[GetExtensionLogsResponse]) error {
+	return status.Error(codes.Unimplemented, "method GetExtensionLogs not implemented")
 }
 func (UnimplementedGatewayServer) ListDrivers(context.Context, *ListDriversRequest) (*ListDriversResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDrivers not implemented")
@@ -964,6 +1011,35 @@ func _Gateway_EnableExtension_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Gateway_RestartExtension_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RestartExtensionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(GatewayServer).RestartExtension(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Gateway_RestartExtension_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(GatewayServer).RestartExtension(ctx, req.(*RestartExtensionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Gateway_GetExtensionLogs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(GetExtensionLogsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(GatewayServer).GetExtensionLogs(m, &grpc.GenericServerStream[GetExtensionLogsRequest, GetExtensionLogsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Gateway_GetExtensionLogsServer = grpc.ServerStreamingServer[GetExtensionLogsResponse]
+
 func _Gateway_ListDrivers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListDriversRequest)
 	if err := dec(in); err != nil {
@@ -1185,6 +1261,10 @@ var Gateway_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Gateway_EnableExtension_Handler,
 		},
 		{
+			MethodName: "RestartExtension",
+			Handler:    _Gateway_RestartExtension_Handler,
+		},
+		{
 			MethodName: "ListDrivers",
 			Handler:    _Gateway_ListDrivers_Handler,
 		},
@@ -1222,6 +1302,11 @@ var Gateway_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "GetLogs",
 			Handler:       _Gateway_GetLogs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "GetExtensionLogs",
+			Handler:       _Gateway_GetExtensionLogs_Handler,
 			ServerStreams: true,
 		},
 		{
