@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sandgate/sandgate/drivers/native"
+	"github.com/sandgate/sandgate/plugin"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,10 @@ var examplesBuilt bool
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == NativeShim {
 		unix.Exit(native.ShimMain(os.Args[2:])) // os.Exit of a program with the race detector takes a second
+	}
+	if len(os.Args) > 1 && os.Args[1] == talkerSwitch {
+		_ = plugin.Serve(talker{}) // it has said what was wrong
+		unix.Exit(0)
 	}
 	if os.Getenv(asProgram) != "" {
 		unix.Exit(Main(OSEnv()))
