@@ -25,16 +25,21 @@ type Host interface {
 	Version() *gatewayv1.GetVersionResponse
 	// Reload loads the configuration anew, on the word of the caller, and says what changed.
 	Reload(ctx context.Context, caller string) (*gatewayv1.ReloadResponse, error)
+	Programs
+	// Drivers returns every configured driver.
+	Drivers() []*gatewayv1.Driver
+	// Logs copies what a sandbox wrote.
+	Logs(ctx context.Context, sb engine.Sandbox, follow bool, out io.Writer) error
+}
+
+// Programs are the extensions that run.
+type Programs interface {
 	// Extensions returns every extension program, with what was negotiated.
 	Extensions() []*gatewayv1.Extension
 	// RestartExtension replaces an extension's process in good order, and starts one again that has failed.
 	RestartExtension(ctx context.Context, name string) error
 	// ExtensionLogs hands over what an extension printed, and with follow what comes.
 	ExtensionLogs(ctx context.Context, name string, follow bool, each func([]*gatewayv1.ExtensionLogLine) error) error
-	// Drivers returns every configured driver.
-	Drivers() []*gatewayv1.Driver
-	// Logs copies what a sandbox wrote.
-	Logs(ctx context.Context, sb engine.Sandbox, follow bool, out io.Writer) error
 }
 
 // Server serves sandgate.gateway.v1.
