@@ -116,7 +116,10 @@ func TestExtensionRestart(t *testing.T) {
 	}
 	for range 2 {
 		_ = unix.Kill(x.Pid, unix.SIGKILL)
-		s.until("its end is seen", func() bool { now := s.one(); return now.Pid != x.Pid && (now.State == "ready" || now.State == "failed") })
+		s.until("its end is seen", func() bool {
+			now := s.one()
+			return now.Pid != x.Pid && (now.State == "ready" || now.State == "failed")
+		})
 		x = s.one()
 	}
 	if list := s.ok("extension", "list"); x.State != "failed" || !strings.Contains(list, "crashed more than 1 times") || !strings.Contains(list, "ISOLATION") {

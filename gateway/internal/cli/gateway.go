@@ -77,7 +77,7 @@ func newLogger(w io.Writer, level string, asJSON bool) (*slog.Logger, error) {
 func shim() []string { return []string{"/proc/self/exe", NativeShim} }
 
 func runGateway(ctx context.Context, env Env, paths []string, dev bool, logger *slog.Logger) (err error) {
-	opts := daemon.Options{Paths: paths, Dev: dev, Version: Version, Shim: shim(), Logger: logger}
+	opts := daemon.Options{Paths: paths, Dev: dev, Version: Version, Shim: shim(), Logger: logger, Manager: daemon.ManagerOf(env.Getenv, os.Getpid())}
 	if dev && len(paths) == 0 {
 		dir, err := devConfig(env)
 		if err != nil {

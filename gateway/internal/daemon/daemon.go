@@ -41,6 +41,7 @@ type Options struct {
 	Logger    *slog.Logger
 	Ready     func(address string) // called once the gateway serves; nil: nobody is told
 	Reload    <-chan os.Signal     // nil: only the API reloads
+	Manager   Manager              // is told how the gateway is
 
 	between between // for tests of this package
 }
@@ -51,6 +52,7 @@ type between struct {
 	journal   func(journal.Journal) journal.Journal
 	driver    func(driver.Driver) driver.Driver
 	extension func(name string, x pipeline.Extension) pipeline.Extension
+	alive     func(func()) func()
 }
 
 // Daemon is a gateway.
@@ -204,11 +206,19 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.opts.Ready != nil {
 		d.opts.Ready(address)
 	}
+	d.tell("READY=1", statusLine("serving configuration %s", d.catalog.current().ID))
+	guarding, stopGuarding := context.WithCancel(context.WithoutCancel(ctx))
+	var guard sync.WaitGroup
+	guard.Go(func() { d.guard(guarding) })
 	err = d.wait(ctx, served)
+	d.tell("STOPPING=1", statusLine("what is in flight ends"))
 	door.Shutdown()
 	stopSweeping()
 	sweeper.Wait()
-	return errors.Join(err, unmeasure(), d.stop(server))
+	err = errors.Join(err, unmeasure(), d.stop(server))
+	stopGuarding()
+	guard.Wait()
+	return err
 }
 
 // unused is told by the engine when nothing uses a generation for now.

@@ -212,8 +212,14 @@ func (s *site) options() Options {
 
 func (s *site) start() {
 	s.t.Helper()
+	s.startWith(func(*Options) {})
+}
+
+func (s *site) startWith(change func(*Options)) {
+	s.t.Helper()
 	ready := make(chan struct{})
 	opts := s.options()
+	change(&opts)
 	opts.Ready = func(string) { close(ready) }
 	d, f, err := New(s.t.Context(), opts)
 	if err != nil || d == nil {

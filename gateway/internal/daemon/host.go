@@ -41,10 +41,8 @@ func (d *Daemon) Version() *gatewayv1.GetVersionResponse {
 	return v
 }
 
-// Reload implements api.Host: the new configuration is validated, launched and negotiated before anything changes.
-func (d *Daemon) Reload(ctx context.Context, caller string) (*gatewayv1.ReloadResponse, error) {
-	d.reloading.Lock()
-	defer d.reloading.Unlock()
+// reload loads the configuration anew. d.reloading is held.
+func (d *Daemon) reload(ctx context.Context, caller string) (*gatewayv1.ReloadResponse, error) {
 	cfg, f := config.Load(d.opts.Paths, config.Options{Dev: d.opts.Dev, Types: drivers.Names()})
 	if cfg == nil {
 		return nil, fault.New(fault.Invalid, "the configuration is wrong, and nothing was changed: %s", f)

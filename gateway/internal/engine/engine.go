@@ -142,6 +142,14 @@ func (e *Engine) Done() <-chan struct{} { return e.ctx.Done() }
 // Err says why the engine stopped, or nil.
 func (e *Engine) Err() error { return context.Cause(e.ctx) }
 
+// Alive returns when the engine could do something: not as long as something hangs that all of it waits for.
+func (e *Engine) Alive() {
+	e.spawning.Lock()
+	e.spawning.Unlock() //nolint:staticcheck // it was had: that is the answer
+	e.mu.Lock()
+	e.mu.Unlock() //nolint:staticcheck // as above
+}
+
 // Close stops the engine where it is. What is unfinished goes on when the journal is opened again. It returns when
 // nothing of the engine runs any more.
 func (e *Engine) Close() error {
