@@ -223,8 +223,7 @@ func bindOf(cfg *config.Config, driverName string, b config.Bind) *pipeline.Bind
 
 // admit refuses a configuration that what lives cannot live with: a driver that still has sandboxes is gone or is
 // another one, or an extension does not read the state that it keeps.
-func (d *Daemon) admit(gen *generation, f *config.Findings) {
-	refs := d.engine.References()
+func (d *Daemon) admit(refs engine.References, gen *generation, f *config.Findings) {
 	for name, r := range refs.Drivers {
 		drv := gen.Drivers[name]
 		count := fmt.Sprintf("%d sandboxes and %d workspaces", r.Sandboxes, r.Workspaces)

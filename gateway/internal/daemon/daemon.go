@@ -131,7 +131,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	if err != nil {
 		return nil, findings, err
 	}
-	if d.admit(gen, findings); findings.HasErrors() {
+	if d.admit(d.engine.References(), gen, findings); findings.HasErrors() {
 		return nil, findings, nil
 	}
 	return d, findings, d.catalog.keep(ctx, gen)
@@ -186,12 +186,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return errors.Join(err, listener.Close(), d.close())
 	}
 	f := config.NewFindings()
-	expose := d.expose(ctx, d.catalog.current(), f)
+	fresh := d.doors.open(d.catalog.current(), f)
 	if f.HasErrors() {
 		return errors.Join(fault.New(fault.FailedPrecondition, "%s", f), unmeasure(), listener.Close(), d.close())
 	}
 	d.engine.Start()
-	expose()
+	d.doors.serve(d.catalog.current(), fresh)
 	sweeping, stopSweeping := context.WithCancel(context.WithoutCancel(ctx))
 	var sweeper sync.WaitGroup
 	sweeper.Go(func() { d.sweep(sweeping) })

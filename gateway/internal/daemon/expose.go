@@ -238,9 +238,3 @@ func ownDirectory(dir string, uid int) error {
 	}
 	return nil
 }
-
-// expose puts the doors of a generation into service; what is wrong goes to the findings, and then nothing has changed.
-func (d *Daemon) expose(_ context.Context, gen *generation, f *config.Findings) func() {
-	fresh := d.doors.open(gen, f)
-	return func() { d.doors.serve(gen, fresh) }
-}

@@ -58,25 +58,9 @@ func (d *Daemon) reload(ctx context.Context, caller string) (*gatewayv1.ReloadRe
 	if err != nil {
 		return nil, err
 	}
-	if !f.HasErrors() {
-		d.admit(gen, f)
+	if err := d.switchTo(ctx, gen, f); err != nil {
+		return nil, errors.Join(err, d.retire(gen))
 	}
-	serve := func() {}
-	if !f.HasErrors() {
-		serve = d.expose(ctx, gen, f)
-	}
-	if f.HasErrors() {
-		if err := d.retire(gen); err != nil {
-			d.log.Warn("an extension that was launched for nothing could not be ended", "err", err)
-		}
-		return nil, fault.New(fault.Invalid, "the configuration is wrong, and nothing was changed: %s", f)
-	}
-	if err := d.catalog.keep(ctx, gen); err != nil {
-		return nil, err
-	}
-	d.catalog.use(gen)
-	d.engine.Reconfigured()
-	serve()
 	if err := d.catalog.collect(ctx); err != nil {
 		d.log.Warn("what nothing refers to any more could not all be removed; the next reload tries again", "err", err)
 	}
@@ -86,6 +70,37 @@ func (d *Daemon) reload(ctx context.Context, caller string) (*gatewayv1.ReloadRe
 	}
 	d.log.Info("the configuration was reloaded", "generation", gen.ID, "changes", changes)
 	return &gatewayv1.ReloadResponse{Generation: gen.ID, Changes: changes}, nil
+}
+
+// switchTo puts a generation into force, with its doors. Where what lives, or is just being asked for, cannot live with it,
+// nothing has changed.
+func (d *Daemon) switchTo(ctx context.Context, gen *generation, f *config.Findings) error {
+	refused := func() error {
+		return fault.New(fault.Invalid, "the configuration is wrong, and nothing was changed: %s", f)
+	}
+	if !f.HasErrors() {
+		d.admit(d.engine.References(), gen, f)
+	}
+	if f.HasErrors() {
+		return refused()
+	}
+	fresh := d.doors.open(gen, f)
+	if f.HasErrors() {
+		return refused()
+	}
+	if err := d.catalog.keep(ctx, gen); err != nil {
+		return errors.Join(err, discardDoors(fresh))
+	}
+	allowed := func(refs engine.References) bool {
+		d.admit(refs, gen, f)
+		return !f.HasErrors()
+	}
+	if !d.engine.Switch(allowed, func() { d.catalog.use(gen) }) {
+		return errors.Join(refused(), discardDoors(fresh))
+	}
+	d.engine.Reconfigured()
+	d.doors.serve(gen, fresh)
+	return nil
 }
 
 // Extensions implements api.Host.

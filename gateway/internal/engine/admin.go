@@ -192,6 +192,22 @@ type DriverReferences struct {
 func (e *Engine) References() References {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.references()
+}
+
+// Switch puts another configuration into force, if what refers to the one before allows it: nothing new begins between
+// the question and the answer.
+func (e *Engine) Switch(allowed func(References) bool, use func()) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !allowed(e.references()) {
+		return false
+	}
+	use()
+	return true
+}
+
+func (e *Engine) references() References {
 	out := References{Drivers: map[string]DriverReferences{}, Generations: map[string]bool{}, Live: map[string]bool{}}
 	for _, op := range e.operations {
 		out.Generations[op.Generation], out.Live[op.Generation] = true, true
@@ -201,6 +217,14 @@ func (e *Engine) References() References {
 	}
 	for _, s := range e.subjects {
 		e.reference(out, s)
+	}
+	for key, id := range e.names { // and those that are asked for, and in no record yet
+		if s := e.subjects[id]; s != nil && s.sandbox == nil {
+			name, _, _ := strings.Cut(key, "/")
+			d := out.Drivers[name]
+			d.Sandboxes++
+			out.Drivers[name] = d
+		}
 	}
 	return out
 }

@@ -32,8 +32,9 @@ func (c *change) add(w journal.Write, show func()) {
 
 func (c *change) empty() bool { return len(c.writes) == 0 }
 
-// commit makes the change durable, then visible. While the store is full or locked it waits and tries again, since
-// nothing may go on that is not written down; stuck, where not nil, is told why. Any other error is final.
+// commit makes the change durable, then visible. While the store cannot take it, whatever the reason, it waits and tries
+// again, since nothing may go on that is not written down; stuck is told why, and where it is nil the error is returned.
+// Two are final: a name that is taken, and a store that another gateway has taken over.
 func (e *Engine) commit(c *change, stuck func(error)) error {
 	if c.empty() {
 		return nil
@@ -47,7 +48,12 @@ func (e *Engine) commit(c *change, stuck func(error)) error {
 		case fault.OK:
 			e.publish(c)
 			return nil
-		case fault.ResourceExhausted, fault.Unavailable, fault.DeadlineExceeded:
+		case fault.AlreadyExists:
+			return err // a name is taken; nothing else of a commit can be
+		case fault.FailedPrecondition:
+			e.cancel(fault.New(fault.FailedPrecondition, "this gateway may write no more: %w", err))
+			return e.Err()
+		default: // full, locked, unreachable, broken: what is in flight waits until somebody has mended it
 			if stuck == nil {
 				return err
 			}
@@ -56,11 +62,6 @@ func (e *Engine) commit(c *change, stuck func(error)) error {
 			if !sleep(e.ctx, e.backoff(n, 100*time.Millisecond, 10*time.Second)) {
 				return e.Err()
 			}
-		case fault.FailedPrecondition:
-			e.cancel(fault.New(fault.FailedPrecondition, "this gateway may write no more: %w", err))
-			return e.Err()
-		default:
-			return err
 		}
 	}
 }

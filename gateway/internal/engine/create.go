@@ -87,6 +87,8 @@ func (e *Engine) reserve(sb *Sandbox) (*subject, error) {
 	switch {
 	case e.closing:
 		return nil, errClosed
+	case e.Catalog.Current().Drivers[sb.Driver] == nil: // a reload has dropped it since
+		return nil, fault.New(fault.NotFound, "there is no driver %q", sb.Driver)
 	case e.subjects[sb.ID] != nil:
 		return nil, fault.New(fault.AlreadyExists, "there is, or was within the last day, a sandbox with the id %q", sb.ID)
 	case e.names[key] != "":

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 	"github.com/sandgate/sandgate/shared/plan"
@@ -27,7 +29,7 @@ type execution struct {
 	ctx     context.Context // ends when a delete takes over, or the engine stops
 	life    context.Context // ends when the engine stops; in the operation's trace
 	span    trace.Span      // of its own; nil: whoever made it ends the span
-	chain   context.Context // ctx, and the budget of the chain's calls
+	asked   time.Duration   // how long the chain's calls have taken together
 	done    context.CancelFunc
 	tx      change // decided and not yet committed
 	steps   map[string]*Step
@@ -52,12 +54,6 @@ func (s *stageError) Unwrap() error { return s.err }
 // run carries the operation out to its end, or until the engine stops: then it is resumed some day.
 func (x *execution) run() {
 	defer x.leave()
-	x.chain = x.ctx
-	if t := x.d.ChainTimeout; t > 0 {
-		var cancel context.CancelFunc
-		x.chain, cancel = context.WithTimeoutCause(x.ctx, t, fault.New(fault.DeadlineExceeded, "the chain's budget of %v is used up", t))
-		defer cancel()
-	}
 	if err := x.enterPlace(); err != nil {
 		return
 	}
@@ -67,10 +63,7 @@ func (x *execution) run() {
 	x.s.mu.Lock()
 	x.s.current = x
 	x.s.mu.Unlock()
-	err := x.prepare()
-	if err == nil {
-		err = x.carryOut()
-	}
+	err := x.carryOut(x.prepare())
 	if x.e.ctx.Err() != nil {
 		x.handle.finish(x.op, x.e.Err())
 		return
@@ -78,11 +71,33 @@ func (x *execution) run() {
 	x.finish(err)
 }
 
-// carryOut does the stages that are left, and undoes them where one fails.
-func (x *execution) carryOut() error {
+// ask makes one call of the chain. The calls of an operation have a budget together; what it waits for between them,
+// and what the driver takes, does not count.
+func (x *execution) ask(extension string, r *pipeline.Request) pipeline.Result {
+	ctx := x.ctx
+	b := x.d.Chain.Bind(extension)
+	if t := x.d.ChainTimeout; t > 0 && (b == nil || t-x.asked < b.Policy(r.Phase).Timeout) { // else the phase's own timeout ends it first
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, t-x.asked, fault.New(fault.DeadlineExceeded, "the chain's budget of %v is used up", t))
+		defer cancel()
+	}
+	began := time.Now()
+	defer func() { x.asked += time.Since(began) }()
+	return x.d.Chain.Call(ctx, extension, r)
+}
+
+// usedUp reports whether the budget of the chain's calls is.
+func (x *execution) usedUp() bool { return x.d.ChainTimeout > 0 && x.asked >= x.d.ChainTimeout }
+
+// carryOut does the stages that are left, and undoes them where one fails. A plan that cannot be computed any more, as
+// under a driver of another version, fails what builds from it; what only takes away goes on without.
+func (x *execution) carryOut(unplanned error) error {
 	p := procedures[x.op.Kind]
 	if x.op.Undo == "" {
-		err := x.stages(p.forward)
+		err := unplanned
+		if err == nil || !p.builds() {
+			err = x.stages(p.forward)
+		}
 		switch {
 		case err == nil, x.e.ctx.Err() != nil, !x.written:
 			return err

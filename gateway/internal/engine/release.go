@@ -47,7 +47,7 @@ func (x *execution) quiesceOne(s *Step, h *holding) error {
 	if err := x.intend(s, h); err != nil {
 		return err
 	}
-	r := x.d.Chain.Call(x.chain, s.Extension, x.request(s.Phase, s, h))
+	r := x.ask(s.Extension, x.request(s.Phase, s, h))
 	switch {
 	case x.e.ctx.Err() != nil:
 		return x.e.Err()

@@ -70,7 +70,7 @@ func (x *execution) call(p phase.Phase, b *pipeline.Bind) error {
 		if err := x.intend(s, h); err != nil {
 			return err
 		}
-		r := x.d.Chain.Call(x.chain, b.Extension, x.request(p, s, h))
+		r := x.ask(b.Extension, x.request(p, s, h))
 		if x.e.ctx.Err() != nil {
 			return x.e.Err()
 		}
@@ -81,11 +81,11 @@ func (x *execution) call(p phase.Phase, b *pipeline.Bind) error {
 			x.end(s, StepCancelled, r.Err)
 			return context.Cause(x.ctx)
 		}
-		if r.Decision || s.Attempt >= policy.Attempts || x.chain.Err() != nil {
+		if r.Decision || s.Attempt >= policy.Attempts || x.usedUp() {
 			return x.failedSetup(s, h, b, r, policy)
 		}
 		x.putStep(*s)
-		if !sleep(x.chain, x.e.backoff(s.Attempt, 100*time.Millisecond, 5*time.Second)) && x.ctx.Err() == nil {
+		if !sleep(x.ctx, x.e.backoff(s.Attempt, 100*time.Millisecond, 5*time.Second)) && x.ctx.Err() == nil {
 			return x.failedSetup(s, h, b, r, policy)
 		}
 	}

@@ -39,9 +39,13 @@ func (k *checker) called(ctx context.Context, b *simBind, c *extension.Call) fun
 	flight := x.name + "|" + subject + map[bool]string{true: "|" + c.Operation}[c.Phase.Pure()]
 	k.flight[flight] = c
 	k.places()
+	began := time.Now()
 	return func(a *extension.Answer, err error) (*extension.Answer, error) {
 		k.s.mu.Lock()
 		defer k.s.mu.Unlock()
+		if c.Phase.Setup() && !c.Phase.Pure() {
+			k.asked[c.Operation] += time.Since(began)
+		}
 		if k.flight[flight] == c {
 			delete(k.flight, flight)
 		}
@@ -61,11 +65,8 @@ func (k *checker) setup(ctx context.Context, b *simBind, c *extension.Call, subj
 	if k.deleted[subject] && !c.Preview {
 		k.fail("K1", "the delete of %s was accepted, and %s gets %s", subject, name, c.Phase)
 	}
-	end, ok := k.budget[c.Operation]
-	if !ok && !c.Phase.Pure() {
-		k.budget[c.Operation] = time.Now().Add(simChain)
-	} else if at, _ := ctx.Deadline(); ok && at.After(end) {
-		k.fail("B2", "%s of %s may end %v after the chain's budget", c.Phase, name, at.Sub(end))
+	if at, _ := ctx.Deadline(); !c.Phase.Pure() && time.Until(at) > simChain-k.asked[c.Operation] {
+		k.fail("B2", "%s of %s may take %v, and %v of the chain's budget are used up", c.Phase, name, time.Until(at), k.asked[c.Operation])
 	}
 	if sb := k.sandboxes[subject]; sb != nil && !c.Phase.Pure() && slices.Contains(sb.Binds, ActiveBind{Extension: name, Without: true}) {
 		k.fail("F1", "%s runs without %s, which gets %s", subject, name, c.Phase)

@@ -60,12 +60,12 @@ type checker struct {
 	keys     map[string]string // operation|phase|extension -> key
 	owners   map[string]string // and back
 	pureGen  map[string]string
-	budget   map[string]time.Time // operation -> when the chain's time is over, at the latest
-	started  map[string]bool      // subject|lifetime|run|extension, from the commit of the intent
-	since    map[string]int       // the same: the newest step of it
-	switches map[string]bool      // who is switched off, as committed
-	released map[string]bool      // the same, from the effect of the release
-	order    map[string]place     // operation|phase -> place in the chain of the last release
+	asked    map[string]time.Duration // operation -> how long its chain's setup calls have taken
+	started  map[string]bool          // subject|lifetime|run|extension, from the commit of the intent
+	since    map[string]int           // the same: the newest step of it
+	switches map[string]bool          // who is switched off, as committed
+	released map[string]bool          // the same, from the effect of the release
+	order    map[string]place         // operation|phase -> place in the chain of the last release
 	causes   map[string]phase.Cause
 	okay     map[string]bool // operation|phase|extension answered well
 	off      map[string]bool
@@ -84,7 +84,7 @@ func newChecker(s *sim) *checker {
 	return &checker{s: s, ops: map[string]*Operation{}, steps: map[string]*Step{}, sandboxes: map[string]*Sandbox{},
 		workspaces: map[string]*Workspace{}, holdings: map[string]*Holding{}, ensured: map[string]string{}, names: map[string]string{},
 		number: map[string]uint64{}, flight: map[string]*extension.Call{}, drives: map[string]string{}, keys: map[string]string{},
-		owners: map[string]string{}, pureGen: map[string]string{}, budget: map[string]time.Time{}, started: map[string]bool{},
+		owners: map[string]string{}, pureGen: map[string]string{}, asked: map[string]time.Duration{}, started: map[string]bool{},
 		released: map[string]bool{}, order: map[string]place{}, causes: map[string]phase.Cause{}, okay: map[string]bool{},
 		off: map[string]bool{}, since: map[string]int{}, switches: map[string]bool{}, bypassed: map[string]time.Time{}, ghosts: map[string]bool{}, given: map[string]bool{}, deleted: map[string]bool{}}
 }
@@ -305,7 +305,7 @@ func (k *checker) running(subject string) *Operation {
 // crashed: what was in flight died with the gateway.
 func (k *checker) crashed() {
 	k.flight, k.flights, k.drives = map[string]*extension.Call{}, 0, map[string]string{}
-	k.budget, k.pureGen = map[string]time.Time{}, map[string]string{}
+	k.asked, k.pureGen = map[string]time.Duration{}, map[string]string{}
 }
 
 // everyStep looks at what can be seen from outside at any time.

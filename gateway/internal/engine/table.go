@@ -1,6 +1,10 @@
 package engine
 
-import "github.com/sandgate/sandgate/shared/phase"
+import (
+	"slices"
+
+	"github.com/sandgate/sandgate/shared/phase"
+)
 
 // stage is one line of an operation: exactly one of setup, quiesce, drive, release, settled and run is set.
 type stage struct {
@@ -31,6 +35,13 @@ const (
 type procedure struct {
 	forward []stage
 	undo    []stage
+}
+
+// builds reports whether the operation makes something from the plan.
+func (p procedure) builds() bool {
+	return slices.ContainsFunc(p.forward, func(s stage) bool {
+		return s.drive == callCreate || s.drive == callStart || s.drive == callEnsureWorkspace
+	})
 }
 
 // procedures is the table of operations. What comes before the first stage with effects (validate_request, the

@@ -120,7 +120,7 @@ func (w *World) running(id string, do func(b *boxState)) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	b := w.find(id)
-	if b == nil || !runs(b.status.State) {
+	if b == nil || !runs(b.status.State) || b.status.Run == 0 {
 		return false
 	}
 	do(b)
