@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,7 +36,7 @@ const (
 type pair struct {
 	t       *testing.T
 	engine  *engine.Engine
-	gen     *engine.Generation
+	gen     atomic.Pointer[engine.Generation]
 	bind    *pipeline.Bind
 	schema  *plan.Schema
 	leases  *lease.Store
@@ -44,11 +45,13 @@ type pair struct {
 }
 
 // fixed is a catalog of one generation.
-type fixed struct{ gen *engine.Generation }
+type fixed struct{ p *pair }
 
-func (f fixed) Current() *engine.Generation { return f.gen }
+func (f fixed) Current() *engine.Generation { return f.p.gen.Load() }
 
-func (f fixed) Generation(context.Context, string) (*engine.Generation, error) { return f.gen, nil }
+func (f fixed) Generation(context.Context, string) (*engine.Generation, error) {
+	return f.p.gen.Load(), nil
+}
 
 func newPair(t *testing.T) *pair {
 	t.Helper()
@@ -95,10 +98,10 @@ func newPair(t *testing.T) *pair {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = p.leases.Close() })
-	p.gen = &engine.Generation{ID: "g1", Drivers: map[string]*engine.Driver{"fake": {Name: "fake", Driver: world, Description: about, Schema: p.schema,
+	p.gen.Store(&engine.Generation{ID: "g1", Drivers: map[string]*engine.Driver{"fake": {Name: "fake", Driver: world, Description: about, Schema: p.schema,
 		Chain:        pipeline.New([]*pipeline.Bind{p.bind}, p.schema, nil),
-		ChainTimeout: 2 * time.Minute, DriverTimeout: time.Minute, ReadyTimeout: time.Minute, ReleaseTimeout: time.Minute, ReconcileInterval: 300 * time.Millisecond}}}
-	p.engine, err = engine.Open(t.Context(), engine.Config{Journal: journal.NewMemory(), Catalog: fixed{p.gen}, Logger: slog.New(slog.DiscardHandler),
+		ChainTimeout: 2 * time.Minute, DriverTimeout: time.Minute, ReadyTimeout: time.Minute, ReleaseTimeout: time.Minute, ReconcileInterval: 300 * time.Millisecond}}})
+	p.engine, err = engine.Open(t.Context(), engine.Config{Journal: journal.NewMemory(), Catalog: fixed{p}, Logger: slog.New(slog.DiscardHandler),
 		Now: time.Now, NewID: newID, Jitter: jitter, MaxOperations: 64})
 	if err != nil {
 		t.Fatal(err)
@@ -281,7 +284,9 @@ func TestReconcileFindsAndMendsExactlyWhatWasPlanted(t *testing.T) {
 
 	authoritative := *p.bind
 	authoritative.Authoritative = true
-	p.gen.Drivers["fake"].Chain = pipeline.New([]*pipeline.Bind{&authoritative}, p.schema, nil)
+	mending := *p.gen.Load().Drivers["fake"]
+	mending.Chain = pipeline.New([]*pipeline.Bind{&authoritative}, p.schema, nil)
+	p.gen.Store(&engine.Generation{ID: "g2", Drivers: map[string]*engine.Driver{"fake": &mending}})
 	p.engine.Reconfigured()
 	p.until("all is mended", func() bool { return cmp.Equal(before, p.holds(everyone)) })
 	if n := created(); n == 0 {
