@@ -228,9 +228,8 @@ func (d *Driver) Stop(ctx context.Context, id sandbox.Identity) error {
 
 // Delete implements driver.Driver. The other driver only begins to delete; this returns when nothing is there any more.
 func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
-	n, ok := d.notes.get(r.Identity.ID)
-	if ok && n.Operation != r.Operation {
-		return nil // it bears another operation's mark
+	if n, ok := d.notes.get(r.Identity.ID); !ok || n.Operation != r.Operation {
+		return nil // what is there bears no mark of this operation's
 	}
 	_, err := d.client.DeleteSandbox(ctx, &computev1.DeleteSandboxRequest{SandboxId: r.Identity.ID, Name: r.Identity.Name})
 	if err != nil && status.Code(err) != codes.NotFound {

@@ -39,7 +39,9 @@ func jitter() float64 { return rand.Float64() }
 // error is what has no place there. After either, nothing that was launched for it is left.
 func (d *Daemon) build(ctx context.Context, cfg *config.Config, f *config.Findings) (_ *generation, err error) {
 	gen := &generation{config: cfg, extensions: map[string]*running{}, copies: map[string]string{}}
-	gen.ID = newID()
+	if gen.ID, err = d.catalog.next(ctx); err != nil {
+		return gen, err
+	}
 	gen.Drivers = map[string]*engine.Driver{}
 	defer func() {
 		if err != nil || f.HasErrors() {

@@ -83,6 +83,25 @@ type stored struct {
 	Copies   map[string]string `json:"copies"`
 }
 
+// next returns the id of a generation that is newer than all that are stored. It counts, whatever the clock says: a
+// workspace never goes back to an older one.
+func (c *catalog) next(ctx context.Context) (string, error) {
+	last, err := c.d.journal.List(ctx, journal.Query{Kind: kindGeneration, Last: true, Limit: 1})
+	if err != nil {
+		return "", err
+	}
+	var n uint64
+	if len(last) == 1 {
+		if _, err := fmt.Sscanf(last[0].ID, generationForm, &n); err != nil {
+			return "", fmt.Errorf("the stored configuration %q has no number: %w", last[0].ID, err)
+		}
+	}
+	return fmt.Sprintf(generationForm, n+1), nil
+}
+
+// generationForm makes ids that sort by their number.
+const generationForm = "g%012d"
+
 // keep stores the generation, so that it can be launched again when its programs and the environment have changed.
 // One that is the same as the newest that is stored takes its id: nothing has changed for anyone.
 func (c *catalog) keep(ctx context.Context, g *generation) error {

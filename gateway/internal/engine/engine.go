@@ -88,7 +88,7 @@ type Engine struct {
 	changed    chan struct{}                     // closed and replaced whenever something is published
 	waiting    map[string]map[chan struct{}]bool // id -> who waits for something of it
 	watched    map[string]context.CancelFunc
-	passes     map[string]map[string]bool // bind -> differences that the last reconcile found
+	passes     map[string]map[string]time.Time // bind -> differences that the last reconcile found, and since when
 }
 
 // Open reads the journal and goes on with every operation that was not finished.
@@ -119,7 +119,7 @@ func Open(ctx context.Context, cfg Config) (*Engine, error) {
 		changed:    make(chan struct{}),
 		waiting:    map[string]map[chan struct{}]bool{},
 		watched:    map[string]context.CancelFunc{},
-		passes:     map[string]map[string]bool{},
+		passes:     map[string]map[string]time.Time{},
 	}
 	e.ctx, e.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := e.load(ctx); err != nil {

@@ -239,7 +239,17 @@ func (e *Engine) removeLeftover(ctx context.Context, s *subject, d *Driver, sb *
 	e.putSandbox(&tx, s, &next)
 	e.putAudit(&tx, a)
 	_ = e.commit(&tx, func(error) {}) // it fails only when the engine stops
+	if err != nil {
+		e.spawn(func() { // until it succeeds, or is not there any more
+			if sleep(e.ctx, e.backoff(1, leftoverPause, leftoverPause)) {
+				s.push(&task{fixed: true, run: func(ctx context.Context) { e.removeLeftover(ctx, s, d, &next) }}, false)
+			}
+		})
+	}
 }
+
+// leftoverPause is how long after a failure it is tried again to delete what appeared after its end.
+const leftoverPause = time.Minute
 
 // compare looks for sandboxes that a snapshot does not have. A list proves nothing: each is asked for.
 func (e *Engine) compare(ctx context.Context, d *Driver, seen map[string]bool) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/sandgate/sandgate/gateway/internal/journal"
 	"github.com/sandgate/sandgate/gateway/internal/pipeline"
@@ -74,7 +75,7 @@ func (e *Engine) reconcile(ctx context.Context, d *Driver, b *pipeline.Bind) {
 	if err != nil {
 		return // what the pass before found stands
 	}
-	e.mend(d, b, e.agreed(b.ID, found))
+	e.mend(d, b, e.agreed(d, b.ID, found))
 }
 
 // known returns what the gateway knows of every subject of the driver that is not fully released.
@@ -181,17 +182,21 @@ func (e *Engine) quiet(id, name string, asked map[string]uint64) (bool, Holding)
 	return asked[id] == h.rec.Number && len(h.busy) == 0 && len(h.rec.Doubt) == 0 && len(h.rec.Releases) == 0, h.rec
 }
 
-// agreed remembers what a pass found and returns what the one before had found too.
-func (e *Engine) agreed(bind string, found []difference) []difference {
+// agreed remembers what a pass found and returns what the one before had found too. Two passes agree when an interval
+// lies between them: a reload, which begins a pass at once, makes no difference older.
+func (e *Engine) agreed(d *Driver, bind string, found []difference) []difference {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	before := e.passes[bind]
-	now := map[string]bool{}
+	before, now := e.passes[bind], map[string]time.Time{}
 	var out []difference
-	for _, d := range found {
-		now[d.key()] = true
-		if before[d.key()] {
-			out = append(out, d)
+	for _, x := range found {
+		since, seen := before[x.key()]
+		if !seen {
+			since = time.Now()
+		}
+		now[x.key()] = since
+		if seen && time.Since(since) >= d.ReconcileInterval*9/10 { // the ticker need not be exact
+			out = append(out, x)
 		}
 	}
 	e.passes[bind] = now

@@ -344,6 +344,9 @@ func (e *Engine) retryLoop(s *subject, h *holding) {
 			h.live = false
 		}
 		h.leave()
+		e.mu.Lock()
+		e.notify() // a run that waits for the release looks again
+		e.mu.Unlock()
 		if !left {
 			s.push(&task{fixed: true, run: func(context.Context) { e.settle(s) }}, false)
 			return
@@ -393,7 +396,8 @@ func (e *Engine) noteRetry(tx *change, h *holding, r Release, started time.Time,
 func (x *execution) settled() error {
 	owing := func() (names []string) {
 		for name, h := range x.s.holdings {
-			if slices.ContainsFunc(h.rec.Releases, func(r Release) bool { return r.Phase == phase.AfterStop }) {
+			// While somebody is at it, what it says of itself may not be durable yet.
+			if len(h.busy) > 0 || slices.ContainsFunc(h.rec.Releases, func(r Release) bool { return r.Phase == phase.AfterStop }) {
 				names = append(names, name)
 			}
 		}

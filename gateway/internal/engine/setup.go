@@ -244,12 +244,13 @@ func (x *execution) withoutDisabled(s *Step, b *pipeline.Bind, bypass bool) erro
 	err := fault.New(fault.FailedPrecondition, "extension %q is disabled by an operator; enable it, or disable it with --bypass", b.Extension)
 	s.Started = x.e.Now()
 	switch {
-	case s.Phase.OnError() == phase.Recorded, bypass:
+	case s.Phase.OnError() == phase.Recorded:
 		x.end(s, StepLeftOut, err)
-		if s.Phase.Contributes() && bypass {
-			x.audit(AuditEntry{What: "bypass", Extension: b.Extension, Phase: s.Phase, Text: "disabled with --bypass"})
-		}
 		return nil
+	case bypass: // from here on it is as if it had failed open: switched on again, it does not come in half way
+		x.end(s, StepLeftOut, err)
+		x.audit(AuditEntry{What: "bypass", Extension: b.Extension, Phase: s.Phase, Text: "disabled with --bypass"})
+		return x.leaveOut(b.Extension)
 	case b.Policy(s.Phase).FailurePolicy == pipeline.FailOpen:
 		x.end(s, StepLeftOut, err)
 		return x.leaveOut(b.Extension)
