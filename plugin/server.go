@@ -265,6 +265,8 @@ func (s *server) inTurn(ctx context.Context, h handler, r *Request) (*extension.
 	switch r.call.Phase {
 	case phase.AfterDelete, phase.OnCreateFailed, phase.DeleteWorkspace:
 		sub.gone = true
+	case phase.AfterStop: // the last word on a sandbox, where nothing else is to be released
+		sub.gone = s.handlers[phase.AfterDelete] == nil && s.handlers[phase.OnCreateFailed] == nil
 	default:
 		sub.gone = false
 	}
