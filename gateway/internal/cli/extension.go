@@ -44,7 +44,7 @@ func extensionCommand(env Env, c *client) *cobra.Command {
 				return g.GetExtension(ctx, &gatewayv1.GetExtensionRequest{Name: args[0]})
 			}, extensionDetail), extensionNames),
 		c.complete(disable, extensionNames), c.complete(enable, extensionNames), c.complete(restartCommand(env, c), extensionNames),
-		c.complete(extensionLogsCommand(env, c), extensionNames), verifyCommand(env), newCommand(env))
+		c.complete(extensionLogsCommand(env, c), extensionNames), c.complete(docsCommand(env, c), extensionNames), verifyCommand(env), newCommand(env))
 }
 
 func extensionState(x *gatewayv1.Extension) string {

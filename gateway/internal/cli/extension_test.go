@@ -20,9 +20,15 @@ const talkerSwitch = "talker"
 type talker struct{}
 
 type talkerConfig struct {
-	Mood  string  `json:"mood" default:"calm" enum:"calm,cross" doc:"How it answers."`
-	Token string  `json:"token" config:"optional,sensitive" doc:"For the service behind it."`
-	Rate  float64 `json:"rate" default:"2" min:"1" max:"10"`
+	Mood  string                `json:"mood" default:"calm" enum:"calm,cross" doc:"How it answers."`
+	Token string                `json:"token" config:"optional,sensitive" doc:"For the service behind it."`
+	Rate  float64               `json:"rate" default:"2" min:"1" max:"10" deprecated:"it is ignored"`
+	Room  string                `json:"room" doc:"Where it is heard." example:"\"hall\""`
+	Peers map[string]talkerPeer `json:"peer" config:"block" doc:"Who it talks to."`
+}
+
+type talkerPeer struct {
+	Near bool `json:"near" default:"false"`
 }
 
 func (talker) Info() plugin.Info {
@@ -47,6 +53,7 @@ extension "talker" {
   args    = [%q]
   %s
   limits { files = 64 }
+  config { room = "hall" }
 }
 driver "native" {
   config {
@@ -104,6 +111,45 @@ func TestExtensionLogs(t *testing.T) {
 		t.Errorf("the reader ended with %d: %s", code, followed.String())
 	}
 	s.refused(exitNotFound, "extension", "logs", "nobody")
+}
+
+func TestExtensionDocs(t *testing.T) {
+	s := newSite(t)
+	s.write(s.talks(""))
+	s.start()
+	const want = `extension "talker", version 1.2.3
+
+config {
+  mood  (string; default "calm"; one of "calm", "cross")
+    # How it answers.
+
+  token  (string; optional; sensitive)
+    # For the service behind it.
+
+  rate  (number; default 2; from 1 to 10)
+    # Deprecated: it is ignored
+
+  room  (string; required)
+    # Where it is heard.
+    # For example "hall"
+
+  peer <name> {  (any number)
+    # Who it talks to.
+    near  (bool; default false)
+  }
+}
+`
+	if got := s.ok("extension", "docs", "talker"); got != want {
+		t.Errorf("it prints\n%s\nand not\n%s", got, want)
+	}
+	var schema struct {
+		Attributes []struct{ Name string }
+		Blocks     []struct{ Type string }
+	}
+	if err := json.Unmarshal([]byte(s.ok("extension", "docs", "talker", "-o", "json")), &schema); err != nil || len(schema.Attributes) != 4 || schema.Blocks[0].Type != "peer" {
+		t.Errorf("as JSON: %+v, %v", schema, err)
+	}
+	s.refused(exitNotFound, "extension", "docs", "nobody")
 }
 
 func TestExtensionRestart(t *testing.T) {
