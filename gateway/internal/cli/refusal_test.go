@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"encoding/json"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -186,4 +188,50 @@ func TestConfigFmt(t *testing.T) {
 		t.Errorf("again: %q", out)
 	}
 	s.ok("config", "validate", s.config())
+}
+
+// What is found can be read by programs, in Terraform's shape, whichever syntax the configuration is in.
+func TestValidateForPrograms(t *testing.T) {
+	s := newSite(t)
+	for name, text := range map[string]string{
+		"x.hcl":      "driver \"native\" {}\ndriver \"acme\" {\n  base = \"natve\"\n}\n",
+		"x.hcl.json": "{\"driver\": [\n {\"native\": {}},\n {\"acme\": {\"base\": \"natve\"}}\n]}\n",
+	} {
+		path := filepath.Join(s.dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, launch := range []string{"--launch=false", "--launch"} {
+			out, _, code := s.run("config", "validate", "-o", "json", launch, path)
+			var r struct {
+				FormatVersion string `json:"format_version"`
+				Valid         *bool
+				ErrorCount    int `json:"error_count"`
+				Diagnostics   []struct {
+					Severity, Summary, Detail string
+					Range                     struct {
+						Filename   string
+						Start, End struct{ Line, Column, Byte int }
+					}
+					Snippet struct {
+						Context, Code string
+						StartLine     int `json:"start_line"`
+						From          int `json:"highlight_start_offset"`
+						To            int `json:"highlight_end_offset"`
+					}
+				}
+			}
+			if err := json.Unmarshal([]byte(out), &r); err != nil || code != exitFailure {
+				t.Fatalf("%s: exit %d, %v\n%s", name, code, err, out)
+			}
+			if r.FormatVersion != "1.0" || r.Valid == nil || *r.Valid || r.ErrorCount != 1 || len(r.Diagnostics) != 1 {
+				t.Fatalf("%s: %s", name, out)
+			}
+			d := r.Diagnostics[0]
+			if d.Severity != "error" || d.Range.Filename != path || d.Range.Start.Line != 3 || text[d.Range.Start.Byte:d.Range.End.Byte] != `"natve"` ||
+				d.Snippet.StartLine != 3 || d.Snippet.Code[d.Snippet.From:d.Snippet.To] != `"natve"` || !strings.Contains(d.Detail, `"native"`) {
+				t.Errorf("%s: %s", name, out)
+			}
+		}
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"os"
 
 	"github.com/hashicorp/hcl/v2"
-	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 
 	"github.com/sandgate/sandgate/shared/extension"
@@ -22,10 +21,8 @@ func LoadBlock(path string, schema extension.ConfigSchema, variables map[string]
 			f.add(nil, "Configuration cannot be read", err.Error())
 			return nil, f
 		}
-		parsed, diags := hclsyntax.ParseConfig(content, path, hcl.InitialPos)
-		f.files[path] = parsed
-		f.extend(diags)
-		if diags.HasErrors() {
+		parsed := f.parse(content, path)
+		if f.HasErrors() {
 			return nil, f
 		}
 		body = parsed.Body

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/gohcl"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
+	hcljson "github.com/hashicorp/hcl/v2/json"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/function"
 
@@ -37,7 +38,7 @@ type source struct {
 	Content []byte `json:"content"`
 }
 
-// Load reads a file, or every .hcl file of a directory, and checks all of it. Every finding is returned at once; there
+// Load reads a file, or every .hcl and .hcl.json file of a directory, and checks all of it. Every finding is returned at once; there
 // is a configuration only where none is an error.
 func Load(paths []string, o Options) (*Config, *Findings) {
 	f := NewFindings()
@@ -46,7 +47,7 @@ func Load(paths []string, o Options) (*Config, *Findings) {
 		s.read(p, f)
 	}
 	if len(s.Files) == 0 && !f.HasErrors() {
-		f.add(nil, "No configuration", fmt.Sprintf("There is no .hcl file in %s.", strings.Join(paths, ", ")))
+		f.add(nil, "No configuration", fmt.Sprintf("There is no .hcl or .hcl.json file in %s.", strings.Join(paths, ", ")))
 	}
 	return s.load(o, f), f
 }
@@ -77,10 +78,16 @@ func (s *sources) read(path string, f *Findings) {
 	}
 	files := []string{path}
 	if info.IsDir() {
-		if files, err = filepath.Glob(filepath.Join(path, "*.hcl")); err != nil {
-			f.add(nil, "Configuration cannot be read", err.Error())
-			return
+		files = nil
+		for _, form := range []string{"*.hcl", "*.hcl.json"} {
+			found, err := filepath.Glob(filepath.Join(path, form))
+			if err != nil {
+				f.add(nil, "Configuration cannot be read", err.Error())
+				return
+			}
+			files = append(files, found...)
 		}
+		slices.Sort(files)
 	}
 	for _, name := range files {
 		content, err := os.ReadFile(name)
@@ -99,12 +106,7 @@ func (s *sources) load(o Options, f *Findings) *Config {
 	}
 	var bodies []hcl.Body
 	for _, src := range s.Files {
-		parsed, diags := hclsyntax.ParseConfig(src.Content, src.Name, hcl.InitialPos)
-		f.files[src.Name] = parsed
-		f.extend(diags)
-		if parsed != nil {
-			bodies = append(bodies, parsed.Body)
-		}
+		bodies = append(bodies, f.parse(src.Content, src.Name).Body)
 	}
 	var all file
 	ctx := s.context(o)
@@ -124,6 +126,23 @@ func (s *sources) load(o Options, f *Findings) *Config {
 	}
 	c.sources = s
 	return c
+}
+
+// parse parses one file, of HCL's own syntax or of its JSON one, as the name says.
+func (f *Findings) parse(content []byte, name string) *hcl.File {
+	var parsed *hcl.File
+	var diags hcl.Diagnostics
+	if strings.HasSuffix(name, ".json") {
+		parsed, diags = hcljson.Parse(content, name)
+	} else {
+		parsed, diags = hclsyntax.ParseConfig(content, name, hcl.InitialPos)
+	}
+	if parsed == nil {
+		parsed = &hcl.File{Body: hcl.EmptyBody(), Bytes: content}
+	}
+	f.files[name] = parsed
+	f.extend(diags)
+	return parsed
 }
 
 // context has the function env, and remembers what it gave.
