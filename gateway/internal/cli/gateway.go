@@ -40,7 +40,7 @@ func gatewayCommand(env Env, c *client) *cobra.Command {
 			return runGateway(cmd.Context(), env, paths, dev, logger)
 		},
 	}
-	cmd.Flags().StringArrayVar(&paths, "config", nil, "a file, or a directory of .hcl files (repeatable)")
+	cmd.Flags().StringArrayVar(&paths, "config", nil, "a file, or a directory of .hcl and .hcl.json files (repeatable)")
 	cmd.Flags().BoolVar(&dev, "dev", false, "a throwaway data directory with the native driver where no --config is given; checksums may be left out")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	cmd.Flags().BoolVar(&logJSON, "log-json", false, "log in JSON")
