@@ -40,6 +40,7 @@ var rules = []struct {
 	{"gateway/internal/bench/noop", []string{"plugin"}},
 	{"gateway/internal/bench", nil},
 	{"gateway/internal/crashcheck", nil},
+	{"gateway/internal/api/openshelltest", []string{"shared/proto"}},
 	{"gateway/internal/api", []string{"shared", "gateway/internal/engine", "gateway/internal/pipeline"}},
 	{"gateway/internal/daemon", []string{"shared", "drivers", "gateway/internal"}},
 	{"gateway/internal/cli", []string{"shared", "gateway/internal/daemon", "gateway/internal/config", "gateway/internal/scaffold", "plugin/plugintest/conformance"}},

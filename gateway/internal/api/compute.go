@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"net"
+	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -19,6 +21,8 @@ const (
 	protocolMajor      = 1
 	computeContract    = "openshell.compute.contract"
 	implementationName = "sandgate/gateway"
+	maxPeerText        = 128 // bytes of a name, a version or a capability
+	maxCapabilities    = 128
 )
 
 // ComputeDoor serves one driver, with its chain, as openshell.compute.v1.ComputeDriver: an OpenShell gateway uses it as
@@ -105,14 +109,42 @@ func checkPeer(p *computev1.PeerMetadata) error {
 		return refuse("protocol version %d is not served, %d is", major, protocolMajor)
 	}
 	for what, text := range map[string]string{"implementation_name": p.GetImplementationName(), "implementation_version": p.GetImplementationVersion()} {
-		if text == "" || len(text) > 128 || strings.ContainsFunc(text, unicode.IsControl) {
-			return refuse("%s is to have 1 to 128 bytes without control characters", what)
+		if text == "" || len(text) > maxPeerText || strings.ContainsFunc(text, unicode.IsControl) {
+			return refuse("%s is to have 1 to %d bytes without control characters", what, maxPeerText)
 		}
+	}
+	for what, list := range map[string][]string{"supported_capabilities": p.GetSupportedCapabilities(), "required_capabilities": p.GetRequiredCapabilities()} {
+		if err := checkCapabilities(list); err != nil {
+			return refuse("%s: %w", what, err)
+		}
+	}
+	if !slices.Contains(p.GetSupportedCapabilities(), computeContract) {
+		return refuse("%s is not among the supported capabilities", computeContract)
 	}
 	for _, c := range p.GetRequiredCapabilities() {
 		if c != computeContract {
 			return refuse("capability %q is required and not offered; %s is", c, computeContract)
 		}
+	}
+	return nil
+}
+
+// capabilityForm is how a capability is written: at least three segments, of which the first is openshell.
+var capabilityForm = regexp.MustCompile(`^openshell(\.[a-z0-9-]+){2,}$`)
+
+func checkCapabilities(list []string) error {
+	if len(list) > maxCapabilities {
+		return fault.New(fault.Invalid, "%d capabilities, at most %d are read", len(list), maxCapabilities)
+	}
+	seen := map[string]bool{}
+	for _, c := range list {
+		if len(c) > maxPeerText || !capabilityForm.MatchString(c) {
+			return fault.New(fault.Invalid, "%.140q is no capability, for example %s", c, computeContract)
+		}
+		if seen[c] {
+			return fault.New(fault.Invalid, "%q is named twice", c)
+		}
+		seen[c] = true
 	}
 	return nil
 }

@@ -115,9 +115,9 @@ func invalidField(field, format string, args ...any) error {
 }
 
 // shown reports whether callers see a sandbox: until its end, and while its releases go on, for as long as a delete
-// waits for them.
+// waits for them. A create that is being undone is one that has not been answered yet.
 func shown(sb engine.Sandbox) bool {
-	if sb.Undone {
+	if sb.Undone && sb.Ended != nil {
 		return false
 	}
 	return sb.State != sandbox.Deleted && !sb.Overdue
@@ -126,7 +126,7 @@ func shown(sb engine.Sandbox) bool {
 // driverSandbox says how a sandbox is, in the words that an OpenShell gateway derives a phase from.
 func driverSandbox(sb engine.Sandbox) *computev1.DriverSandbox {
 	status := &computev1.DriverSandboxStatus{Name: sb.Name, InstanceId: sb.ID,
-		Deleting: sb.State == sandbox.Deleting || sb.State == sandbox.Releasing}
+		Deleting: !sb.Undone && (sb.State == sandbox.Deleting || sb.State == sandbox.Releasing)}
 	for _, c := range conditions(sb) {
 		at := c.at
 		if at.IsZero() {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"github.com/sandgate/sandgate/gateway/internal/api/openshelltest"
 	computev1 "github.com/sandgate/sandgate/shared/proto/compute/v1"
 )
 
@@ -73,9 +74,7 @@ func TestADriverIsServedToOpenShell(t *testing.T) {
 	s, c := exposedSite(t, "")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	caps, err := c.GetCapabilities(ctx, &computev1.GetCapabilitiesRequest{Gateway: &computev1.PeerMetadata{
-		ProtocolVersion: &computev1.ProtocolVersion{Major: 1}, ImplementationName: "openshell/gateway", ImplementationVersion: "0.1.2",
-		RequiredCapabilities: []string{"openshell.compute.contract"}}})
+	caps, err := c.GetCapabilities(ctx, &computev1.GetCapabilitiesRequest{Gateway: openshelltest.Hello()})
 	if err != nil || caps.GetDriverName() != "acme" || caps.GetExtension().GetProtocolVersion().GetMajor() != 1 {
 		t.Fatalf("capabilities: %v %v", caps, err)
 	}

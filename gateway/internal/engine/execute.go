@@ -126,7 +126,7 @@ func (x *execution) refuse(err error) {
 	x.op.Error, x.op.Code = err.Error(), fault.CodeOf(err).String()
 	x.handle.diagnose(err)
 	if x.sb != nil && x.op.Kind == phase.OpCreate {
-		x.update(func(sb *Sandbox) { sb.State, sb.Reason = sandbox.Deleting, x.op.Error })
+		x.update(func(sb *Sandbox) { sb.State, sb.Reason, sb.Undone = sandbox.Deleting, x.op.Error, true })
 	}
 	x.putOperation()
 }

@@ -47,7 +47,7 @@ type Sandbox struct {
 	Run        Run                 `json:"run"`
 	Addresses  []string            `json:"addresses,omitempty"`
 	Objects    []driver.RealObject `json:"objects,omitempty"`
-	Undone     bool                `json:"undone,omitempty"`   // its create was undone
+	Undone     bool                `json:"undone,omitempty"`   // its create was undone, or is about to be
 	Lost       bool                `json:"lost,omitempty"`     // its run was lost and is to be restored
 	Failed     bool                `json:"failed,omitempty"`   // the driver says that it cannot run
 	Leftover   bool                `json:"leftover,omitempty"` // the driver showed something of it after it was gone

@@ -54,7 +54,10 @@ var former = map[string]string{"name": "sandbox_name"}
 // tell writes a message in the form of the golden files, in the order of the field numbers.
 func tell(m protoreflect.Message, first bool, indent string) []string {
 	var fields []protoreflect.FieldDescriptor
-	m.Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool { fields = append(fields, f); return true })
+	m.Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		fields = append(fields, f)
+		return true
+	})
 	slices.SortFunc(fields, func(a, b protoreflect.FieldDescriptor) int { return int(a.Number() - b.Number()) })
 	var out []string
 	for _, f := range fields {
