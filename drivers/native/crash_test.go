@@ -348,3 +348,66 @@ func TestASandboxIsAliveUntilItsLastProcessHasEnded(t *testing.T) {
 		t.Errorf("it is shown as %v, %v; want ready, and exited once the process has ended", states, err)
 	}
 }
+
+// A shim is killed while it starts its sandbox, before anybody has noted the first process of that: the call fails, and
+// may be made again or undone. Neither returns while that process lives.
+func TestAShimThatIsKilledWhileItStarts(t *testing.T) {
+	k := newKit(t)
+	w, network := k.workspace(""), []plan.Object(nil)
+	if k.d.host.network {
+		w, network = k.workspace("10.203.26.0/24"), []plan.Object{at("10.203.26.2")}
+	}
+	moments := map[string]func(begun, *box) bool{
+		"it has noted itself": func(begun, *box) bool { return true },
+		"it has forked": func(s begun, b *box) bool {
+			forked, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", s.PID))
+			return slices.ContainsFunc(forked, func(path string) bool {
+				raw, err := os.ReadFile(path)
+				return err == nil && len(raw) > 0
+			})
+		},
+		"the first process is executed": func(_ begun, b *box) bool {
+			inits, err := b.d.marked("init", b.Identity.ID, b.Operation)
+			return err == nil && len(inits) > 0
+		},
+	}
+	for moment, reached := range moments {
+		for _, next := range []string{"create", "delete", "delete", "create"} {
+			b := k.plan(w, sh("exec sleep 600"), network...)
+			b.shimKilledWhen(reached)
+			if next == "create" {
+				b.create()
+				// A shim that came to the end of its work first has started the sandbox.
+				if st := b.get(); st.State != driver.Ready && st.Reason != "ShimKilled" {
+					t.Errorf("killed when %s and created again, it is %+v", moment, st)
+				}
+			}
+			b.delete()
+			b.nothingLeft("none")
+		}
+	}
+}
+
+// shimKilledWhen creates a sandbox and kills its shim when the moment has come, or after the call where that is sooner.
+func (b *box) shimKilledWhen(reached func(begun, *box) bool) {
+	b.Helper()
+	made := make(chan error, 1)
+	go func() { made <- b.d.Create(b.Context(), b.CreateRequest) }()
+	for over := false; !over; {
+		var s begun
+		_ = readJSON(b.d.file(b.Identity.ID, shimFile), &s) // until it is there
+		select {
+		case err := <-made:
+			made <- err
+			over = true
+		default:
+			over = s.PID != 0 && reached(s, b)
+		}
+		if over {
+			if err := s.finish(b.Context(), 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	<-made
+}

@@ -104,7 +104,7 @@ func takeLock(path string) (*os.File, error) {
 	return f, nil
 }
 
-// locked reports whether somebody holds the lock: a shim is alive.
+// locked reports whether somebody holds the lock: a shim is alive, or a first process that has not been told anything.
 func locked(path string) (bool, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {

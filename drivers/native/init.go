@@ -27,6 +27,10 @@ func initMain() int {
 	signal.Notify(signals) // all of them: none from within may end this process
 	up := os.NewFile(replyFD, "up")
 	o, err := readOrder()
+	if err == nil {
+		// Its shim has noted its pid, and takes it along from here on. One that is not told keeps the lock to its end.
+		err = os.NewFile(lockFD, "lock").Close()
+	}
 	pid := 0
 	if err == nil {
 		pid, err = enter(o)

@@ -118,7 +118,7 @@ func (s *shim) start(answer *os.File) error {
 }
 
 // startInit starts the first process of the sandbox in namespaces of its own. It does nothing until it is told, and
-// ends when nobody is left who could tell it.
+// ends when nobody is left who could tell it. Until then it holds the sandbox's lock too.
 func (s *shim) startInit() (order, up *os.File, err error) {
 	orderR, order, err := os.Pipe()
 	if err != nil {
@@ -136,7 +136,7 @@ func (s *shim) startInit() (order, up *os.File, err error) {
 	s.init.Env = []string{"GOMAXPROCS=1"}
 	s.init.Dir = "/"
 	s.init.Stdout, s.init.Stderr = outW, outW
-	s.init.ExtraFiles = []*os.File{orderR, upW}
+	s.init.ExtraFiles = []*os.File{orderR, upW, s.lock} // nobody has noted its pid yet: the lock says that it is there
 	s.init.SysProcAttr = namespaces(s.User)
 	started := make(chan error)
 	go func() {

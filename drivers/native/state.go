@@ -18,7 +18,7 @@ import (
 // What is in a sandbox's directory.
 const (
 	metaFile  = "meta.json"  // by the driver
-	lockFile  = "lock"       // held by the shim
+	lockFile  = "lock"       // held by the shim, and by a first process that waits for its order
 	shimFile  = "shim.json"  // by the shim, before it starts anything
 	readyFile = "ready.json" // by the shim, when the command was executed
 	exitFile  = "exit.json"  // by the shim, when the command has ended
@@ -242,7 +242,8 @@ func (d *Driver) end(ctx context.Context, m *meta, grace time.Duration) error {
 		if err != nil || !held {
 			return err
 		}
-		// A shim that was just started has not said yet who it is.
+		// A shim that was just started has not said yet who it is; nor has one that was killed told of a first process,
+		// which ends by itself.
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
