@@ -71,6 +71,12 @@ func (e *Engine) queueDelete(s *subject, op Operation, h *Handle) error {
 		op.Driver, op.Workspace, op.Name, op.Generation = sb.Driver, sb.Workspace, sb.Name, e.Catalog.Current().ID
 		op.State = OperationQueued
 		e.putOperation(&tx, op)
+		last := len(tx.shows) - 1
+		show := tx.shows[last]
+		tx.shows[last] = func() { // at the moment at which it is accepted, so that no step begins after that
+			show()
+			s.interruptAll()
+		}
 		if err := e.commit(&tx, nil); err != nil {
 			return err
 		}

@@ -70,6 +70,10 @@ func (x *execution) call(p phase.Phase, b *pipeline.Bind) error {
 		if err := x.intend(s, h); err != nil {
 			return err
 		}
+		if err := x.overtaken(); err != nil { // while the intent was written: it counts as started, and is not made
+			x.end(s, StepCancelled, err)
+			return err
+		}
 		r := x.ask(b.Extension, x.request(p, s, h))
 		if x.e.ctx.Err() != nil {
 			return x.e.Err()

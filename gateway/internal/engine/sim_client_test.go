@@ -199,6 +199,7 @@ func (s *sim) abandon(id string) {
 
 // ceaseFaults lets everything work again.
 func (s *sim) ceaseFaults() {
+	s.tick(0) // what was decided last has had its effect
 	s.note("the faults cease")
 	s.mu.Lock()
 	s.calm, s.full = true, false
@@ -210,6 +211,7 @@ func (s *sim) ceaseFaults() {
 	}
 	s.mu.Unlock()
 	s.world.BreakWatches()
+	s.tick(0)
 	e := s.engine.Load()
 	for _, x := range s.exts {
 		s.check.enabling(x.name)
@@ -230,8 +232,9 @@ func (s *sim) settleDown() {
 			continue
 		}
 		for _, b := range s.world.Sandboxes() {
-			if runsIn(b.State) && b.State != driver.Provisioning {
+			if runsIn(b.State) && b.State != driver.Provisioning && b.State != driver.Ready {
 				s.world.SetReady(b.Identity.ID)
+				s.tick(0) // what that calls for is seen before it is asked whether all is settled
 			}
 		}
 		pause := 70 * time.Second

@@ -78,13 +78,18 @@ func (s *subject) push(t *task, first bool) {
 
 // overtake ends what runs early and makes whatever is queued find the delete before it.
 func (s *subject) overtake(t *task) {
+	s.interruptAll()
+	s.push(t, true)
+}
+
+// interruptAll ends what runs, and what would run before the delete, early.
+func (s *subject) interruptAll() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.overtaken = true
 	if s.interrupt != nil {
 		s.interrupt(errOvertaken)
 	}
-	s.mu.Unlock()
-	s.push(t, true)
 }
 
 func (s *subject) loop() {
