@@ -132,7 +132,11 @@ func (k *checker) describe(writes []journal.Write) string {
 		r, id := w.Record, ""
 		switch r.Kind {
 		case kindAudit:
-			continue
+			var a AuditEntry
+			if len(writes) > 1 || json.Unmarshal(r.Body, &a) != nil {
+				continue
+			}
+			id = a.What + " " + k.nameLocked(a.Subject) // a refusal is written by itself
 		case kindOperation, kindHistory:
 			id = ops[r.ID]
 		case kindStep:
