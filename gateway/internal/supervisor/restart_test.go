@@ -48,8 +48,12 @@ func TestRestart(t *testing.T) {
 	if ends := r.exits(); len(ends) != 1 || !ends[0].Requested || len(ends[0].InFlight) > 8 {
 		t.Errorf("ends: %+v", ends)
 	}
-	if !strings.Contains(r.logged(), "draining") {
-		t.Error("it was not told to end")
+	look := time.NewTicker(10 * time.Millisecond) // what it printed may be read after its end is known
+	defer look.Stop()
+	for limit := time.Now().Add(10 * time.Second); !strings.Contains(r.logged(), "draining"); <-look.C {
+		if time.Now().After(limit) {
+			t.Fatal("it was not told to end")
+		}
 	}
 }
 
