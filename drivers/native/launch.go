@@ -56,6 +56,9 @@ func (d *Driver) launch(ctx context.Context, m *meta, r *driver.StartRequest) er
 	if err != nil {
 		return err
 	}
+	if err := bridgeOf(m); err != nil {
+		return err
+	}
 	return d.spawn(ctx, &order{Dir: d.dir(m.Identity.ID), ID: m.Identity.ID, Run: m.Run, Root: root, Process: proc, Mounts: mountsOf(r.Plan),
 		Token: r.Token, Hide: d.cfg.Hide, Bridge: m.Bridge, Address: m.Address, Operation: m.Operation, Shim: d.cfg.Shim,
 		Grace: d.cfg.StopTimeout, User: d.host.userNamespace, Group: d.host.groupFor(m.Identity.ID, m.Operation, proc.Limits)})

@@ -105,6 +105,36 @@ func TestALinkWhoseMarkWasCutShortIsOurs(t *testing.T) {
 	}
 }
 
+// A reboot takes the bridge of a workspace along, and nobody ensures the workspace again before its runs are restored.
+func TestARunBringsTheNetworkOfItsWorkspaceBack(t *testing.T) {
+	asRoot(t)
+	k := newKit(t)
+	w := k.workspace("10.203.23.0/24")
+	link, err := netlink.LinkByName(bridgeName(w.ID))
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var boxes []*box
+	var all errgroup.Group
+	for _, address := range []string{"10.203.23.2", "10.203.23.3", "10.203.23.4"} {
+		b := k.plan(w, sh("exec sleep 600"), at(address))
+		boxes = append(boxes, b)
+		all.Go(func() error { return k.d.Create(t.Context(), b.CreateRequest) })
+	}
+	if err := all.Wait(); err != nil {
+		t.Errorf("Create, side by side: %v", err)
+	}
+	if link, err = netlink.LinkByName(bridgeName(w.ID)); err != nil || link.Attrs().Alias != workspaceMarks(w.Workspace) {
+		t.Errorf("the bridge is %+v, %v; want it marked", link, err)
+	}
+	for _, b := range boxes {
+		b.delete()
+	}
+}
+
 // An id may end like a file that is being made. It is no other sandbox's.
 func TestIDsThatLookAlike(t *testing.T) {
 	k := newKit(t)

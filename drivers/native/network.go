@@ -62,6 +62,15 @@ func (d *Driver) EnsureWorkspace(_ context.Context, r *driver.WorkspaceRequest) 
 	return makeBridge(bridgeName(r.Workspace.ID), workspaceMarks(r.Workspace))
 }
 
+// bridgeOf brings the bridge of a sandbox's workspace back where it is gone. It does not outlive the host's reboot, and
+// a workspace that is ensured is not ensured again before a run is restored. It has no settings, so nothing is lost.
+func bridgeOf(m *meta) error {
+	if m.Bridge == "" {
+		return nil
+	}
+	return makeBridge(m.Bridge, workspaceMarks(sandbox.Workspace{ID: m.Identity.WorkspaceID, Driver: m.Identity.Driver}))
+}
+
 func makeBridge(name, alias string) error {
 	link, err := netlink.LinkByName(name)
 	switch {
@@ -70,7 +79,11 @@ func makeBridge(name, alias string) error {
 	case err != nil && !notFound(err):
 		return fmt.Errorf("look for the bridge %s: %w", name, err)
 	case err != nil:
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attributes(name, alias)}); err != nil {
+		err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attributes(name, alias)})
+		if errors.Is(err, unix.EEXIST) { // several runs of a workspace begin at once
+			return makeBridge(name, alias)
+		}
+		if err != nil {
 			return fmt.Errorf("make the bridge %s: %w", name, err)
 		}
 	}
