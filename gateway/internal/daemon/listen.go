@@ -81,12 +81,12 @@ func listenUnix(setting, address string) (net.Listener, error) {
 		_ = conn.Close()
 		return nil, fault.New(fault.FailedPrecondition, "%s = %q: another program serves there", setting, address)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeSocket(path); err != nil {
 		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
 	}
 	// The socket comes into being under a name that nobody may open, and gets its own once its mode is set.
 	private := path + ".new"
-	if err := os.Remove(private); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeSocket(private); err != nil {
 		return nil, fmt.Errorf("%s = %q: %w", setting, address, err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: private, Net: "unix"})
@@ -98,6 +98,23 @@ func listenUnix(setting, address string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("%s = %q: %w", setting, address, err), l.Close())
 	}
 	return &named{Listener: l, path: path}, nil
+}
+
+// removeSocket removes a socket that was left. Anything else there is somebody's, and a setting that is wrong.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fault.New(fault.FailedPrecondition, "%s is there and is no socket: name another path, or move it away", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // named removes its socket when it is closed.
