@@ -73,13 +73,15 @@ func newKeyring(key []byte) (*keyring, error) {
 	return &keyring{aead: aead, digests: digests}, nil
 }
 
-// makeKey writes a fresh key, durably, before anything is sealed with it.
+// makeKey writes a fresh key, durably, before anything is sealed with it. It has its name only once it is whole: a
+// gateway that is killed here, or whose disk is full, leaves nothing that the next one takes for a key.
 func makeKey(path string) error {
 	key := make([]byte, keySize)
 	if _, err := rand.Read(key); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	private := path + ".new" // the store is this gateway's alone: what lies there was left
+	f, err := os.OpenFile(private, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("make the key file: %w", err)
 	}
@@ -87,6 +89,9 @@ func makeKey(path string) error {
 		return errors.Join(fmt.Errorf("make the key file: %w", err), f.Close())
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("make the key file: %w", err)
+	}
+	if err := os.Rename(private, path); err != nil {
 		return fmt.Errorf("make the key file: %w", err)
 	}
 	return syncDir(filepath.Dir(path))

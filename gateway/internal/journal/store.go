@@ -41,6 +41,7 @@ type Store struct {
 	keys   *keyring
 	token  int64
 	sqlite bool
+	path   string // of the database, for SQLite
 	lock   io.Closer
 
 	write   statements
@@ -101,11 +102,11 @@ func (s *Store) openSQLite(cfg Config) error {
 		return err
 	}
 	s.lock = lock
-	path := filepath.Join(cfg.Dir, "journal.db")
-	if err := touch(path); err != nil {
+	s.path = filepath.Join(cfg.Dir, "journal.db")
+	if err := touch(s.path); err != nil {
 		return err
 	}
-	dsn := "file:" + path + "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=secure_delete(ON)&_pragma=temp_store(MEMORY)&_pragma=busy_timeout(2000)&_txlock=immediate"
+	dsn := "file:" + s.path + "?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=secure_delete(ON)&_pragma=temp_store(MEMORY)&_pragma=busy_timeout(2000)&_txlock=immediate"
 	if s.db, err = sql.Open("sqlite", dsn); err != nil {
 		return err
 	}
@@ -202,9 +203,28 @@ func (s *Store) migrate(ctx context.Context) error {
 		return fmt.Errorf("migrate the store: %w", err)
 	}
 	if _, err := p.Up(ctx); err != nil {
-		return classify(err, "migrate the store")
+		return s.damaged(ctx, classify(err, "migrate the store"))
 	}
 	return nil
+}
+
+// damaged says so where an error comes of a database file that is damaged: SQLite itself may say anything.
+func (s *Store) damaged(ctx context.Context, cause error) error {
+	if !s.sqlite {
+		return cause
+	}
+	found := ""
+	err := s.db.QueryRowContext(ctx, `PRAGMA quick_check(1)`).Scan(&found)
+	if !fileDamaged(cause) && !fileDamaged(err) && (err != nil || found == "ok") {
+		return cause
+	}
+	return fault.New(fault.FailedPrecondition, "the journal %s is damaged: put the data directory back from a backup: %w", s.path, cause)
+}
+
+// fileDamaged reports whether SQLite cannot read a file as a database.
+func fileDamaged(err error) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && (e.Code()&0xff == 11 || e.Code()&0xff == 26) // SQLITE_CORRUPT, SQLITE_NOTADB
 }
 
 // takeOver raises the fence: whoever had the store before can commit nothing from now on.
