@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -65,6 +64,8 @@ func (c *checker) gateway() Gateway {
 		out.Listen = or(g.Listen, out.Listen)
 		out.Metrics = g.Metrics
 		c.address(g.Listen, g.ListenRange, len(g.TLS) > 0)
+		c.socketPath(g.Listen, g.ListenRange)
+		c.socketPath(g.Metrics, g.MetricsRange)
 		if g.Metrics != "" && !strings.HasPrefix(g.Metrics, "unix:///") {
 			c.wrong(g.MetricsRange, "Invalid address", "metrics takes unix:///path/to/socket.")
 		}
@@ -96,21 +97,6 @@ func or(s, otherwise string) string {
 func (c *checker) single(i int, at, first hcl.Range, what string) {
 	if i > 0 {
 		c.wrong(at, "Duplicate "+what+" block", "Only one is allowed here; the first is at %s.", first)
-	}
-}
-
-func (c *checker) address(addr string, at hcl.Range, tls bool) {
-	switch {
-	case addr == "", strings.HasPrefix(addr, "unix:///"):
-	case strings.HasPrefix(addr, "tcp://"):
-		if !tls {
-			c.wrong(at, "Missing tls block", "A TCP listener needs a tls block with cert, key and client_ca: callers prove who they are by their certificate.")
-		}
-		if _, port, err := net.SplitHostPort(strings.TrimPrefix(addr, "tcp://")); err != nil || port == "" {
-			c.wrong(at, "Invalid address", "tcp:// is followed by a host and a port, for example \"tcp://0.0.0.0:7443\".")
-		}
-	default:
-		c.wrong(at, "Invalid address", "An address is unix:///path/to/socket, or tcp://host:port with a tls block.")
 	}
 }
 
@@ -287,6 +273,7 @@ func (c *checker) driver(b *driverBlock) Driver {
 	for i, e := range b.Expose {
 		c.single(i, e.Range, b.Expose[0].Range, "expose")
 		c.absolute(strings.TrimPrefix(e.Socket, "unix://"), e.SocketRange, "socket")
+		c.socketPath(e.Socket, e.SocketRange)
 		out.Expose = &Expose{Socket: strings.TrimPrefix(e.Socket, "unix://"), AllowedUIDs: e.AllowedUIDs, AllowDriverConfig: e.DriverConfig}
 		for j, a := range e.Admission {
 			c.single(j, a.Range, e.Admission[0].Range, "resource_admission")
