@@ -79,13 +79,14 @@ func (s *spec) request(ctx context.Context, env Env, g gatewayv1.GatewayClient, 
 
 func pairs(flag string, list []string, lookup func(string) (string, bool)) (map[string]string, error) {
 	out := map[string]string{}
-	for _, kv := range list {
+	for i, kv := range list {
 		k, v, ok := strings.Cut(kv, "=")
 		if !ok && lookup != nil {
 			v, ok = lookup(k)
 		}
 		if !ok || k == "" {
-			return nil, fmt.Errorf("%w: %s takes K=V; %q is not, and names nothing that is set here", errUsage, flag, k)
+			// What was said instead may be a secret whose name was forgotten: it is not shown.
+			return nil, fmt.Errorf("%w: %s takes K=V; number %d of them is not, and names nothing that is set here", errUsage, flag, i+1)
 		}
 		out[k] = v
 	}
