@@ -175,6 +175,7 @@ func (o *order) confine() error {
 			return fmt.Errorf("drop capabilities: %w", err)
 		}
 	}
+	// Also those that the gateway was given to pass on: the bounding set does not bound these.
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{{Effective: mask[0], Permitted: mask[0]}, {Effective: mask[1], Permitted: mask[1]}}
 	if err := unix.Capset(&header, &data[0]); err != nil {

@@ -237,6 +237,10 @@ func (d *Driver) begin(ctx context.Context, m *meta, r *driver.StartRequest) err
 	if err := errors.Join(d.end(ctx, m, 0), d.release(m)); err != nil {
 		return err
 	}
+	// An earlier attempt at the same run may have been ready, before the host was restarted; this one is not.
+	if err := os.Remove(d.file(m.Identity.ID, readyFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return classify(err, "begin the run")
+	}
 	m.BootID, m.Run, m.Since = boot, r.Run, time.Now()
 	unclaim, err := d.place(m, r.Plan, r.Workspace)
 	if err != nil {
@@ -256,15 +260,13 @@ func (d *Driver) Stop(ctx context.Context, id sandbox.Identity) error {
 		return err
 	}
 	defer unlock()
-	m, err := d.load(id.ID)
-	if fault.Is(err, fault.NotFound) {
+	m, st, err := d.look(id.ID)
+	switch {
+	case m == nil && fault.Is(err, fault.NotFound):
 		return nil
-	}
-	if err != nil {
-		return err
-	}
-	st, err := d.status(m)
-	if err != nil {
+	case fault.Is(err, fault.NotFound):
+		return d.endStrays(ctx, id.ID, m.Operation)
+	case err != nil:
 		return err
 	}
 	if m.Stopped != m.Run && st.State != driver.Exited {
@@ -302,24 +304,19 @@ func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
 	if err := errors.Join(removeTree(d.dir(makingPrefix+r.Identity.ID)), removeTree(gone)); err != nil {
 		return classify(err, "remove what was left of the sandbox's directory")
 	}
-	m, err := d.load(r.Identity.ID)
-	if fault.Is(err, fault.NotFound) {
+	m, st, err := d.look(r.Identity.ID)
+	switch {
+	case m != nil && m.Operation != r.Operation:
+		return nil // it is not what was asked for
+	case fault.Is(err, fault.NotFound): // its directory does not say any more what it had
 		if err := d.endStrays(ctx, r.Identity.ID, r.Operation); err != nil {
 			return err
 		}
-		return d.release(&meta{Identity: r.Identity, Operation: r.Operation, Bridge: bridgeName(r.Identity.WorkspaceID)})
+		err = d.release(&meta{Identity: r.Identity, Operation: r.Operation, Bridge: bridgeName(r.Identity.WorkspaceID)})
+	case err == nil:
+		err = d.finish(ctx, m, st)
 	}
-	if err != nil {
-		return err
-	}
-	if m.Operation != r.Operation {
-		return nil // it is not what was asked for
-	}
-	st, err := d.status(m)
-	if err != nil {
-		return err
-	}
-	if err := d.finish(ctx, m, st); err != nil {
+	if err != nil || m == nil {
 		return err
 	}
 	if err := os.Rename(d.dir(r.Identity.ID), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -330,11 +327,8 @@ func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
 
 // Get implements driver.Driver.
 func (d *Driver) Get(_ context.Context, id sandbox.Identity) (*driver.Status, error) {
-	m, err := d.load(id.ID)
-	if err != nil {
-		return nil, err
-	}
-	return d.status(m)
+	_, st, err := d.look(id.ID)
+	return st, err
 }
 
 // List implements driver.Driver.
@@ -349,10 +343,13 @@ func (d *Driver) List(ctx context.Context) ([]*driver.Status, error) {
 			return nil, context.Cause(ctx)
 		}
 		st, err := d.status(m)
-		if err != nil {
+		switch {
+		case fault.Is(err, fault.NotFound): // it went meanwhile
+		case err != nil:
 			return nil, err
+		default:
+			out = append(out, st)
 		}
-		out = append(out, st)
 	}
 	return out, nil
 }
@@ -405,6 +402,9 @@ func (d *Driver) inUse(id sandbox.Identity, address string) (bool, error) {
 			continue
 		}
 		st, err := d.status(m)
+		if fault.Is(err, fault.NotFound) {
+			continue // it went meanwhile
+		}
 		if err != nil || st.State == driver.Ready || st.State == driver.Provisioning {
 			return true, err
 		}

@@ -126,7 +126,7 @@ func (d *Driver) alive(m *meta) (bool, error) {
 	return true, h.close()
 }
 
-// orphan returns the first process of a sandbox if it has not ended.
+// orphan returns what goes on of a sandbox whose lock is free: its first process, or a shim whose lock somebody removed.
 func (d *Driver) orphan(m *meta) (*held, error) {
 	if boot, err := d.cfg.BootID(); err != nil || boot != m.BootID {
 		return nil, err
@@ -135,7 +135,20 @@ func (d *Driver) orphan(m *meta) (*held, error) {
 	if readJSON(d.file(m.Identity.ID, shimFile), &b) != nil {
 		return nil, nil // there was no shim
 	}
+	if h, err := b.hold(); h != nil || err != nil {
+		return h, err
+	}
 	return b.Init.hold()
+}
+
+// look returns what is known of a sandbox and what it is. One whose directory is being removed is known, and not found.
+func (d *Driver) look(id string) (*meta, *driver.Status, error) {
+	m, err := d.load(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := d.status(m)
+	return m, st, err
 }
 
 // status says what a sandbox is, from what its directory shows.
@@ -197,9 +210,14 @@ func (d *Driver) ended(m *meta, st *driver.Status, wasReady bool) error {
 }
 
 // settle does what a shim that was killed could not: it removes what the run had outside the directory and notes how
-// it ended. While another call works on the sandbox, that is left to it.
+// it ended. While another call works on the sandbox, that is left to it. One that was ready and of which no shim is
+// noted is being removed by somebody else: it is gone, and its shim ends it.
 func (d *Driver) settle(m *meta) (exited, error) {
 	e := exited{Run: m.Run, Code: 137, Reason: "ShimKilled", Text: "the process that held it was killed, and the sandbox with it", When: time.Now()}
+	gone := fault.New(fault.NotFound, "there is no sandbox %q: somebody removes its directory", m.Identity.ID)
+	if _, err := os.Lstat(d.file(m.Identity.ID, shimFile)); errors.Is(err, fs.ErrNotExist) {
+		return e, gone
+	}
 	unlock, ok := d.ones.try(m.Identity.ID)
 	if !ok {
 		return e, nil
@@ -211,7 +229,11 @@ func (d *Driver) settle(m *meta) (exited, error) {
 	if err := d.release(m); err != nil {
 		return e, err
 	}
-	return e, classify(writeJSON(d.file(m.Identity.ID, exitFile), e), "note the end of the run")
+	err := writeJSON(d.file(m.Identity.ID, exitFile), e)
+	if errors.Is(err, fs.ErrNotExist) {
+		return e, gone
+	}
+	return e, classify(err, "note the end of the run")
 }
 
 // release removes what a run has outside of its directory. Nothing of the run is alive.
@@ -223,7 +245,7 @@ func (d *Driver) release(m *meta) error {
 // which a shim cannot refuse and its sandbox cannot outlive.
 func (d *Driver) end(ctx context.Context, m *meta, grace time.Duration) error {
 	if grace > 0 {
-		grace += 2 * time.Second // the shim itself kills the command after the grace
+		grace += 10 * time.Second // the shim itself kills the command after the grace; a loaded host lets it wait
 	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

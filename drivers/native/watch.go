@@ -76,7 +76,7 @@ func (w *watcher) look(id string) error {
 	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR):
 		return classify(fmt.Errorf("%w; the host's limit is fs.inotify.max_user_watches", err), "watch sandbox "+id)
 	}
-	m, err := w.d.load(id)
+	m, st, err := w.d.look(id)
 	old := w.seen[id]
 	switch {
 	case fault.Is(err, fault.NotFound) && old != nil:
@@ -85,10 +85,6 @@ func (w *watcher) look(id string) error {
 	case fault.Is(err, fault.NotFound):
 		return nil
 	case err != nil:
-		return err
-	}
-	st, err := w.d.status(m)
-	if err != nil {
 		return err
 	}
 	if err := w.await(m); err != nil {
@@ -104,8 +100,7 @@ func (w *watcher) look(id string) error {
 // await arranges for another look at a sandbox whose shim was killed and that has not ended yet. Its lock is free
 // already, so nothing more would show in its directory.
 func (w *watcher) await(m *meta) error {
-	lock := w.d.file(m.Identity.ID, lockFile)
-	if held, err := locked(lock); held || err != nil {
+	if held, err := locked(w.d.file(m.Identity.ID, lockFile)); held || err != nil {
 		return err
 	}
 	h, err := w.d.orphan(m)
@@ -115,7 +110,7 @@ func (w *watcher) await(m *meta) error {
 	go func() {
 		defer func() { _ = h.close() }()
 		if h.wait(w.ctx) == nil {
-			if f, err := os.OpenFile(lock, os.O_WRONLY, 0); err == nil { // closing it is an event
+			if f, err := os.OpenFile(w.d.file(m.Identity.ID, metaFile), os.O_WRONLY, 0); err == nil { // closing it is an event
 				_ = f.Close()
 			}
 		}
