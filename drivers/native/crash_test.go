@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/plan"
@@ -94,6 +96,7 @@ func (b *box) killedAfter(call string, after time.Duration) {
 
 // A gateway is killed at every moment of a call, and another one finishes what it had begun or undoes it.
 func TestAGatewayThatIsKilledLeavesNothingInTheWay(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	w, network := k.workspace(""), []plan.Object(nil)
 	if k.d.host.network {
@@ -158,6 +161,7 @@ func (b *box) goesOn(call string) {
 }
 
 func TestAShimThatIsKilledTakesItsSandboxAlong(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	w, network := k.workspace(""), []plan.Object(nil)
 	if k.d.host.network {
@@ -193,13 +197,14 @@ func TestAShimThatIsKilledTakesItsSandboxAlong(t *testing.T) {
 }
 
 func TestNothingIsLeftOfASandbox(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	w := k.workspace("")
 	for name, c := range map[string]struct {
 		script string
 		code   int // of a command that ends by itself
 	}{
-		"that ignores SIGTERM":                {script: `trap '' TERM; echo up; while :; do sleep 1; done`, code: -1},
+		"that ignores SIGTERM":                {script: `trap '' TERM; echo up; for i in $(seq 600); do sleep 1; done`, code: -1},
 		"whose children left its group":       {script: `(setsid sh -c 'trap "" TERM; echo up; sleep 600' &); exec sleep 600`, code: -1},
 		"whose children outlive the command":  {script: `(setsid sh -c 'trap "" TERM; exec sleep 600' &); echo up; exit 3`, code: 3},
 		"that closes its files to everybody":  {script: `mkdir -p d/e; : >d/e/f; chmod 0 d/e d; echo up; exec sleep 600`, code: -1},
@@ -245,6 +250,7 @@ func (k *kit) few() []plan.Object {
 }
 
 func TestAStartThatFailsLeavesNothing(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	b := k.plan(k.workspace(""), []string{"/no/such/command"})
 	for range 2 {
@@ -266,6 +272,7 @@ func TestAStartThatFailsLeavesNothing(t *testing.T) {
 }
 
 func TestASandboxEndsWithItsDirectory(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	b := k.plan(k.workspace(""), sh("exec sleep 600")).create()
 	ns := b.pidNamespace()
@@ -279,7 +286,7 @@ func TestASandboxEndsWithItsDirectory(t *testing.T) {
 			t.Fatal("the directory cannot be removed")
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := shim.wait(ctx); err != nil {
 		t.Error("the shim goes on:", err)
@@ -289,6 +296,7 @@ func TestASandboxEndsWithItsDirectory(t *testing.T) {
 
 // What an interrupted gateway has left half made or half removed goes when the driver is opened.
 func TestOpenSweeps(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	for _, name := range []string{makingPrefix + "a", gonePrefix + "b"} {
 		if err := os.MkdirAll(filepath.Join(k.d.sandboxes(), name, workDir), 0o755); err != nil {
@@ -314,9 +322,10 @@ func TestOpenSaysWhatAHostDoesNotGive(t *testing.T) {
 // The lock of a shim that was killed is free before its sandbox has ended. Here the sandbox takes its time: another
 // process stands for its first one.
 func TestASandboxIsAliveUntilItsLastProcessHasEnded(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	b := k.plan(k.workspace(""), sh("exec sleep 600"))
-	first, cmd := sleeper(t, "echo up; exec sleep 600")
+	first, cmd := sleeper(t, "echo up; exec cat")
 	boot, err := bootID()
 	if err != nil {
 		t.Fatal(err)
@@ -352,6 +361,7 @@ func TestASandboxIsAliveUntilItsLastProcessHasEnded(t *testing.T) {
 // A shim is killed while it starts its sandbox, before anybody has noted the first process of that: the call fails, and
 // may be made again or undone. Neither returns while that process lives.
 func TestAShimThatIsKilledWhileItStarts(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	w, network := k.workspace(""), []plan.Object(nil)
 	if k.d.host.network {
@@ -410,4 +420,42 @@ func (b *box) shimKilledWhen(reached func(begun, *box) bool) {
 		}
 	}
 	<-made
+}
+
+// Somebody removes a sandbox's directory, one file after the other: at no moment is it taken for one that has ended while
+// its shim goes on.
+func TestASandboxWhoseDirectoryIsBeingRemoved(t *testing.T) {
+	t.Parallel()
+	k := newKit(t)
+	w := k.workspace("")
+	for _, c := range []struct {
+		removed []string
+		state   driver.State // none: there is no sandbox any more
+	}{{[]string{lockFile}, driver.Ready}, {[]string{lockFile, shimFile}, ""}} {
+		b := k.plan(w, sh("exec sleep 600")).create()
+		shim, err := b.shim().hold()
+		if err != nil || shim == nil {
+			t.Fatal(shim, err)
+		}
+		// Frozen, so that it does not end first.
+		if err := shim.signal(unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range c.removed {
+			if err := os.Remove(k.d.file(b.Identity.ID, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if st, err := k.d.Get(t.Context(), b.Identity); c.state == "" && !fault.Is(err, fault.NotFound) || c.state != "" && (err != nil || st.State != c.state) {
+			t.Errorf("without %v it is %+v, %v; want %q", c.removed, st, err, c.state)
+		}
+		if list, err := k.d.List(t.Context()); err != nil || len(list) != len(c.state)/len(driver.Ready) {
+			t.Errorf("without %v the list has %v, %v", c.removed, list, err)
+		}
+		if err := errors.Join(shim.signal(unix.SIGCONT), shim.close()); err != nil {
+			t.Fatal(err)
+		}
+		b.delete()
+		b.nothingLeft("none")
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -21,6 +23,7 @@ import (
 )
 
 func TestASandboxSeesItselfAlone(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	s := answer[sight](k, k.workspace(""), []string{"look"})
 	for ns, link := range s.Namespaces {
@@ -47,7 +50,9 @@ func TestASandboxSeesItselfAlone(t *testing.T) {
 }
 
 func TestASandboxHasNoPrivileges(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
+	passOn(t)
 	s := answer[sight](k, k.workspace(""), []string{"look"})
 	var allowed uint64
 	for _, c := range kept {
@@ -75,9 +80,29 @@ func TestASandboxHasNoPrivileges(t *testing.T) {
 	}
 }
 
+// passOn makes this a gateway that was given capabilities to pass on, as a service manager may do: what is executed gets
+// them whatever bounds it.
+func passOn(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return // an ordinary user has none
+	}
+	runtime.LockOSThread() // for good: the thread ends with the test, and the shim is started by it
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	err := unix.Capget(&header, &data[0])
+	for i := range data {
+		data[i].Inheritable = data[i].Permitted
+	}
+	if err = errors.Join(err, unix.Capset(&header, &data[0])); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // What the gateway and other sandboxes have is hidden wherever it shows: under its own name, through a symbolic link,
 // and in a Mount of a directory above it.
 func TestASandboxSeesNoFilesOfTheGatewayOrOfOthers(t *testing.T) {
+	t.Parallel()
 	var secret string
 	k := newKit(t, func(c *Config) {
 		dir := filepath.Dir(c.Dir)
@@ -115,6 +140,7 @@ func TestASandboxSeesNoFilesOfTheGatewayOrOfOthers(t *testing.T) {
 }
 
 func TestARootOfItsOwn(t *testing.T) {
+	t.Parallel()
 	var root string
 	k := newKit(t, func(c *Config) {
 		root = filepath.Join(filepath.Dir(c.Dir), "root")
@@ -142,6 +168,7 @@ func TestARootOfItsOwn(t *testing.T) {
 }
 
 func TestSandboxesOfAWorkspaceReachEachOtherAndNoOther(t *testing.T) {
+	t.Parallel()
 	asRoot(t)
 	k := newKit(t)
 	const subnet, address = "10.203.18.0/24", "10.203.18.2:7000"
@@ -150,18 +177,22 @@ func TestSandboxesOfAWorkspaceReachEachOtherAndNoOther(t *testing.T) {
 	server := k.plan(home, serving, program, at("10.203.18.2")).create()
 	server.says("serving")
 
-	dialing, _ := k.inside("dial", address)
+	dialing := func(patience string) []string {
+		command, _ := k.inside("dial", address, patience)
+		return command
+	}
 	for _, c := range []struct {
 		who   string
 		from  *tenant
 		where []plan.Object
+		wait  string
 		want  int
 	}{
-		{"a sandbox of its workspace", home, []plan.Object{program, at("10.203.18.3")}, 0},
-		{"a sandbox of another workspace", away, []plan.Object{program, at("10.203.18.3")}, 1},
-		{"a sandbox without an address", home, []plan.Object{program}, 1},
+		{"a sandbox of its workspace", home, []plan.Object{program, at("10.203.18.3")}, "30s", 0},
+		{"a sandbox of another workspace", away, []plan.Object{program, at("10.203.18.3")}, "1s", 1},
+		{"a sandbox without an address", home, []plan.Object{program}, "1s", 1},
 	} {
-		b := k.plan(c.from, dialing, c.where...).create()
+		b := k.plan(c.from, dialing(c.wait), c.where...).create()
 		if st := b.until(driver.Exited); *st.ExitCode != c.want {
 			t.Errorf("%s dials and ends with %d, want %d: %s", c.who, *st.ExitCode, c.want, b.logs(false))
 		}
@@ -176,6 +207,7 @@ func TestSandboxesOfAWorkspaceReachEachOtherAndNoOther(t *testing.T) {
 }
 
 func TestLimitsAreKept(t *testing.T) {
+	t.Parallel()
 	asRoot(t)
 	k := newKit(t)
 	w := k.workspace("")
@@ -205,6 +237,7 @@ func TestLimitsAreKept(t *testing.T) {
 
 // A sandbox that makes processes without end has its share and no more, also where nobody set a limit.
 func TestAForkBombHitsItsOwnWall(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	w := k.workspace("")
 	var limits []plan.Object

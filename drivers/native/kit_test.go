@@ -32,20 +32,13 @@ type kit struct {
 
 func newKit(t testing.TB, change ...func(*Config)) *kit {
 	t.Helper()
-	dir, err := os.MkdirTemp("/var/tmp", "sgn")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testDir(t)
 	k := &kit{TB: t, dir: dir}
-	t.Cleanup(func() {
-		if err := removeTree(dir); err != nil {
-			t.Error(err)
-		}
-	})
 	cfg := Config{Dir: filepath.Join(dir, "data"), Shim: testShim(t), StopTimeout: 300 * time.Millisecond}
 	for _, c := range change {
 		c(&cfg)
 	}
+	var err error
 	if k.d, err = Open(cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +69,8 @@ func (k *kit) compute(layers []plan.Layer, err error, more ...plan.Object) *plan
 	return p
 }
 
+func newID() string { return runName + "-" + uuid.NewString() }
+
 // tenant is a workspace with its plan.
 type tenant struct {
 	sandbox.Workspace
@@ -84,7 +79,7 @@ type tenant struct {
 
 func (k *kit) workspace(subnet string) *tenant {
 	k.Helper()
-	w := &tenant{Workspace: sandbox.Workspace{ID: uuid.NewString(), Driver: "native", Name: "tenant"}}
+	w := &tenant{Workspace: sandbox.Workspace{ID: newID(), Driver: "native", Name: "tenant"}}
 	var more []plan.Object
 	if subnet != "" {
 		more = append(more, plan.Object{Kind: kindNetwork, Name: workspace, Fields: map[string]any{"subnet": subnet}})
@@ -119,7 +114,7 @@ func at(address string) plan.Object {
 // plan plans a sandbox; nothing is made.
 func (k *kit) plan(w *tenant, command []string, more ...plan.Object) *box {
 	k.Helper()
-	id := sandbox.Identity{ID: uuid.NewString(), Driver: "native", Workspace: w.Name, WorkspaceID: w.ID, Name: "box"}
+	id := sandbox.Identity{ID: newID(), Driver: "native", Workspace: w.Name, WorkspaceID: w.ID, Name: "box"}
 	layers, err := k.d.Layers(k.Context(), &driver.Request{Identity: id, Spec: sandbox.Spec{Command: command}})
 	b := &box{kit: k, CreateRequest: &driver.CreateRequest{Identity: id, Operation: uuid.NewString(), Run: 1,
 		Plan: k.compute(layers, err, more...), Workspace: w.plan}}
@@ -174,7 +169,7 @@ func (b *box) get() *driver.Status {
 // until watches until the sandbox is in the state.
 func (b *box) until(state driver.State) *driver.Status {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), 2*time.Minute)
 	defer cancel()
 	var found *driver.Status
 	_ = b.d.Watch(ctx, func(e driver.Event) error {
@@ -193,7 +188,7 @@ func (b *box) until(state driver.State) *driver.Status {
 func (b *box) logs(follow bool) string {
 	b.Helper()
 	var out bytes.Buffer
-	ctx, cancel := context.WithTimeout(b.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), 2*time.Minute)
 	defer cancel()
 	if err := b.d.Logs(ctx, b.Identity, follow, &out); err != nil {
 		b.Fatalf("Logs: %v", err)
@@ -204,7 +199,7 @@ func (b *box) logs(follow bool) string {
 // says waits until the log contains a text.
 func (b *box) says(text string) {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), 2*time.Minute)
 	defer cancel()
 	w := &finder{text: text, found: cancel}
 	_ = b.d.Logs(ctx, b.Identity, true, w)
@@ -236,10 +231,17 @@ func (b *box) shim() begun {
 	return s
 }
 
-// pidNamespace names the pid namespace of the sandbox, to look for its processes after they should be gone.
+// pidNamespace names the pid namespace of the sandbox, to look for its processes after they should be gone. It stays
+// open, since another one could have its name once it is gone.
 func (b *box) pidNamespace() string {
 	b.Helper()
-	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", b.shim().Init.PID))
+	path := fmt.Sprintf("/proc/%d/ns/pid", b.shim().Init.PID)
+	f, err := os.Open(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = f.Close() })
+	ns, err := os.Readlink(path)
 	if err != nil {
 		b.Fatal(err)
 	}

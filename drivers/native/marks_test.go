@@ -15,6 +15,7 @@ import (
 
 // A directory that has a sandbox's name and not its marks is somebody else's: nothing is made, and it stays.
 func TestAnUnmarkedDirectoryIsInTheWay(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	b := k.plan(k.workspace(""), sh("exec sleep 600"))
 	dir := k.d.dir(b.Identity.ID)
@@ -40,6 +41,7 @@ func TestAnUnmarkedDirectoryIsInTheWay(t *testing.T) {
 
 // The same of links: one with a name of ours and without our marks is never used, changed or removed.
 func TestAnUnmarkedLinkIsInTheWay(t *testing.T) {
+	t.Parallel()
 	asRoot(t)
 	k := newKit(t)
 	plant := func(name string) {
@@ -81,6 +83,7 @@ func TestAnUnmarkedLinkIsInTheWay(t *testing.T) {
 
 // A gateway that was killed between making a link and marking it finds its own by the hardware address.
 func TestALinkWhoseMarkWasCutShortIsOurs(t *testing.T) {
+	t.Parallel()
 	asRoot(t)
 	k := newKit(t)
 	w := k.workspace("10.203.22.0/24")
@@ -137,6 +140,7 @@ func TestARunBringsTheNetworkOfItsWorkspaceBack(t *testing.T) {
 
 // An id may end like a file that is being made. It is no other sandbox's.
 func TestIDsThatLookAlike(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	w := k.workspace("")
 	b := k.plan(w, sh("exec sleep 600"))
@@ -159,6 +163,7 @@ func TestIDsThatLookAlike(t *testing.T) {
 }
 
 func TestAnAddressIsGivenOnce(t *testing.T) {
+	t.Parallel()
 	asRoot(t)
 	k := newKit(t)
 	w := k.workspace("10.203.23.0/24")
@@ -202,6 +207,7 @@ func TestAnAddressIsGivenOnce(t *testing.T) {
 
 // Whoever finds a program with the set-user-id bit that a sandbox has left could become the gateway's user.
 func TestWhatSandboxesLeaveIsClosedToOthers(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	if err := os.Chmod(k.d.sandboxes(), 0o755); err != nil {
 		t.Fatal(err)

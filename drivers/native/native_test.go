@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -29,7 +30,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == gatewaySwitch {
 		unix.Exit(gatewayMain(os.Args[2:]))
 	}
-	os.Exit(m.Run())
+	if len(os.Args) > 2 && os.Args[1] == keeperSwitch {
+		unix.Exit(keeperMain(os.Args[0], os.Args[2]))
+	}
+	os.Exit(keep(m.Run))
 }
 
 func testShim(t testing.TB) []string {
@@ -49,7 +53,7 @@ func factory() drivertest.Factory {
 	return drivertest.Factory{
 		Driver: "native",
 		Place: func(tb testing.TB) func() (driver.Driver, error) {
-			dir := tb.TempDir()
+			dir := testDir(tb)
 			return func() (driver.Driver, error) {
 				d, err := Open(Config{Dir: dir, Shim: testShim(tb), BootID: func() (string, error) { return boot, nil }})
 				places[dir], last = d, d
@@ -84,9 +88,15 @@ func factory() drivertest.Factory {
 	}
 }
 
-func TestConformance(t *testing.T) { drivertest.Lifecycle(t, factory()) }
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	drivertest.Lifecycle(t, factory())
+}
 
-func TestConformanceWorkload(t *testing.T) { drivertest.Workload(t, factory()) }
+func TestConformanceWorkload(t *testing.T) {
+	t.Parallel()
+	drivertest.Workload(t, factory())
+}
 
 // The same as an ordinary user: the test binary runs itself as nobody. It needs root to become somebody else, and an
 // ordinary user runs TestConformance as what it is.
@@ -94,11 +104,8 @@ func TestConformanceAsAnOrdinaryUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		return
 	}
-	dir, err := os.MkdirTemp("", "sgn")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	t.Parallel()
+	dir := testDir(t)
 	const nobody = 65534
 	raw, err := os.ReadFile(os.Args[0])
 	if err != nil {
@@ -111,7 +118,9 @@ func TestConformanceAsAnOrdinaryUser(t *testing.T) {
 	cmd := exec.Command(bin, "-test.v")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	runtime.LockOSThread() // it ends with this run, that is with the thread that has started it
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, Pdeathsig: unix.SIGKILL}
 	out, err := cmd.CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestConformanceWorkload")) {
 		t.Errorf("%v\n%s", err, out)

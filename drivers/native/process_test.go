@@ -15,12 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sleeper is a process of the test's own.
+// sleeper is a process of the test's own; its script waits for the end of its input, which is the test's.
 func sleeper(t *testing.T, script string) (proc, *exec.Cmd) {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", script)
+	_, failed := cmd.StdinPipe()
 	out, err := cmd.StdoutPipe()
-	if err == nil {
+	if err = errors.Join(failed, err); err == nil {
 		err = cmd.Start()
 	}
 	if err != nil {
@@ -35,7 +36,7 @@ func sleeper(t *testing.T, script string) (proc, *exec.Cmd) {
 
 // A pid that was given again is another process, and none of ours.
 func TestAPIDThatWasGivenAgainIsNotTaken(t *testing.T) {
-	p, _ := sleeper(t, "echo up; exec sleep 600")
+	p, _ := sleeper(t, "echo up; exec cat")
 	other := proc{PID: p.PID, Start: p.Start + 1}
 	if h, err := other.hold(); h != nil || err != nil {
 		t.Errorf("held as the other one: %v, %v", h, err)
@@ -53,17 +54,20 @@ func TestAPIDThatWasGivenAgainIsNotTaken(t *testing.T) {
 }
 
 func TestFinishTakesTheGraceAndThenKills(t *testing.T) {
-	for script, want := range map[string]unix.Signal{"echo up; exec sleep 600": unix.SIGTERM, "trap '' TERM; echo up; sleep 600": unix.SIGKILL} {
+	for script, c := range map[string]struct {
+		grace time.Duration
+		want  unix.Signal
+	}{"echo up; exec cat": {time.Minute, unix.SIGTERM}, "trap '' TERM; echo up; exec cat": {50 * time.Millisecond, unix.SIGKILL}} {
 		p, cmd := sleeper(t, script)
-		if err := p.finish(t.Context(), 200*time.Millisecond); err != nil {
+		if err := p.finish(t.Context(), c.grace); err != nil {
 			t.Error(err)
 		}
 		var ended *exec.ExitError
-		if err := cmd.Wait(); !errors.As(err, &ended) || !strings.Contains(ended.Error(), want.String()) {
-			t.Errorf("%s: ended with %v, want %v", script, err, want)
+		if err := cmd.Wait(); !errors.As(err, &ended) || !strings.Contains(ended.Error(), c.want.String()) {
+			t.Errorf("%s: ended with %v, want %v", script, err, c.want)
 		}
 	}
-	p, _ := sleeper(t, "trap '' TERM; echo up; sleep 600")
+	p, _ := sleeper(t, "trap '' TERM; echo up; exec cat")
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if err := p.finish(ctx, time.Hour); !errors.Is(err, context.DeadlineExceeded) {
@@ -151,6 +155,7 @@ func TestALogIsBounded(t *testing.T) {
 }
 
 func TestASandboxThatWritesWithoutEndHasItsShareOfTheDisk(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	b := k.plan(k.workspace(""), sh("head -c 50000000 /dev/zero | tr '\\0' x; echo the end")).create()
 	b.until("exited")
