@@ -26,6 +26,7 @@ const (
 	MaxEntryField    = 1024     // bytes of an entry's kind, id or text
 	MaxAnswer        = 4 << 20  // bytes of one answer on the wire
 	MaxDiagnostics   = 64       // diagnostics of one answer
+	MaxWords         = 16 << 10 // bytes that are kept of what one answer, or one error, says to people
 	MaxReconcilePage = 256      // items of one page, either way
 )
 

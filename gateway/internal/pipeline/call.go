@@ -56,13 +56,16 @@ func (c *Chain) attempt(ctx context.Context, b *Bind, r *Request) (*extension.An
 	report.Duration = time.Since(report.Started)
 	switch {
 	case err != nil:
-		report.Err = failure(callCtx, err)
+		report.Err = shorten(failure(callCtx, err))
 	case a == nil:
 		report.Err = fault.New(fault.Internal, "it answered nothing")
 	case a.Denied:
 		report.Err, report.Decision = denial(b, a), true
 	default:
 		report.Err = judge(b, r.Phase, a)
+	}
+	if a != nil {
+		a.Diagnostics = abridge(a.Diagnostics)
 	}
 	return a, report
 }
@@ -79,8 +82,8 @@ func failure(ctx context.Context, err error) error {
 
 // denial makes an error of a decision, in the extension's words.
 func denial(b *Bind, a *extension.Answer) error {
-	msg := fmt.Sprintf("extension %q denies it", b.Extension)
-	for i, d := range a.Diagnostics {
+	msg, said := fmt.Sprintf("extension %q denies it", b.Extension), abridge(a.Diagnostics)
+	for i, d := range said {
 		if i == 0 {
 			msg += ": "
 		} else {
@@ -94,7 +97,7 @@ func denial(b *Bind, a *extension.Answer) error {
 			msg += " (" + d.Detail + ")"
 		}
 	}
-	return (&fault.Error{Code: fault.Denied, Message: msg}).With(a.Diagnostics...)
+	return (&fault.Error{Code: fault.Denied, Message: msg}).With(said...)
 }
 
 // judge refuses an answer that cannot be used: that is a failed call.

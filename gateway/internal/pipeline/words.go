@@ -1,0 +1,55 @@
+package pipeline
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/sandgate/sandgate/shared/extension"
+	"github.com/sandgate/sandgate/shared/fault"
+)
+
+// What an extension says to people is kept in the journal and in the audit, and goes to every client that lists them.
+// A decision stands however long its words are, so they are cut rather than refused.
+
+// abridge keeps of diagnostics as much as fits.
+func abridge(list []fault.Diagnostic) []fault.Diagnostic {
+	if len(list) > extension.MaxDiagnostics {
+		list = list[:extension.MaxDiagnostics]
+	}
+	left := extension.MaxWords
+	var out []fault.Diagnostic
+	for _, d := range list {
+		short := fault.Diagnostic{Path: cut(d.Path, &left), Summary: cut(d.Summary, &left), Detail: cut(d.Detail, &left)}
+		if short != (fault.Diagnostic{}) {
+			out = append(out, short)
+		}
+	}
+	return out
+}
+
+// shorten does the same to an error. One that is short stays what it is.
+func shorten(err error) error {
+	diagnostics, size := fault.DiagnosticsOf(err), len(err.Error())
+	for _, d := range diagnostics {
+		size += len(d.Path) + len(d.Summary) + len(d.Detail)
+	}
+	if size <= extension.MaxWords && len(diagnostics) <= extension.MaxDiagnostics {
+		return err
+	}
+	left := extension.MaxWords
+	return (&fault.Error{Code: fault.CodeOf(err), Message: cut(err.Error(), &left), Err: err}).With(abridge(diagnostics)...)
+}
+
+// cut keeps what fits into what is left, says how much does not, and takes it off what is left.
+func cut(s string, left *int) string {
+	if len(s) <= *left {
+		*left -= len(s)
+		return s
+	}
+	kept := strings.ToValidUTF8(s[:*left], "")
+	*left = 0
+	if kept == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s… (%d bytes more)", kept, len(s)-len(kept))
+}
