@@ -78,13 +78,18 @@ func Run(ctx context.Context, env Env) int {
 	if errors.As(err, &reported) {
 		return reported.code
 	}
-	fmt.Fprintln(env.Stderr, "sandgate: "+strings.TrimPrefix(err.Error(), errUsage.Error()+": "))
+	showError(env.Stderr, err)
+	return exitCode(err)
+}
+
+// showError tells people what went wrong. Parts of it may be the words of an extension or a driver.
+func showError(w io.Writer, err error) {
+	fmt.Fprintln(w, "sandgate: "+printableLines(strings.TrimPrefix(err.Error(), errUsage.Error()+": ")))
 	for _, d := range fault.DiagnosticsOf(err) {
 		if d.Detail != "" {
-			fmt.Fprintln(env.Stderr, "  "+strings.TrimSpace(d.Path+" "+d.Summary)+"\n    "+strings.ReplaceAll(d.Detail, "\n", "\n    "))
+			fmt.Fprintln(w, "  "+printable(strings.TrimSpace(d.Path+" "+d.Summary))+"\n    "+strings.ReplaceAll(printableLines(d.Detail), "\n", "\n    "))
 		}
 	}
-	return exitCode(err)
 }
 
 func exitCode(err error) int {

@@ -88,8 +88,13 @@ func (c *client) with(ctx context.Context, fn func(context.Context, gatewayv1.Ga
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	err = fault.FromStatus(fn(ctx, gatewayv1.NewGatewayClient(conn)))
-	if fault.Is(err, fault.Unavailable) && (strings.Contains(err.Error(), "dial ") || strings.Contains(err.Error(), "handshake")) {
+	return c.unanswered(fault.FromStatus(fn(ctx, gatewayv1.NewGatewayClient(conn))))
+}
+
+// unanswered says it where an error means that no gateway was reached. The gateway's own errors may tell of a
+// connection, too, one to an extension say, but do not begin so.
+func (c *client) unanswered(err error) error {
+	if fault.Is(err, fault.Unavailable) && strings.HasPrefix(err.Error(), "connection error: ") {
 		return fault.New(fault.Unavailable, "no gateway answers at %s; is `sandgate gateway` running, and does SANDGATE_ADDR name it? (%v)", c.address(), err)
 	}
 	return err

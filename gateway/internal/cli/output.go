@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -90,13 +91,23 @@ func (t *table) line(format string, args ...any) {
 	fmt.Fprintln(t.w, printable(fmt.Sprintf(format, args...)))
 }
 
+// printable takes out what a terminal would obey, or would show in another order.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsGraphic(r) {
 			return ' '
 		}
 		return r
 	}, s)
+}
+
+// printableLines is printable, but for the ends of lines.
+func printableLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
 }
 
 func when(t *timestamppb.Timestamp) string {
