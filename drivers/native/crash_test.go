@@ -433,6 +433,7 @@ func TestASandboxWhoseDirectoryIsBeingRemoved(t *testing.T) {
 		state   driver.State // none: there is no sandbox any more
 	}{{[]string{lockFile}, driver.Ready}, {[]string{lockFile, shimFile}, ""}} {
 		b := k.plan(w, sh("exec sleep 600")).create()
+		told := b.watcher()
 		shim, err := b.shim().hold()
 		if err != nil || shim == nil {
 			t.Fatal(shim, err)
@@ -452,10 +453,41 @@ func TestASandboxWhoseDirectoryIsBeingRemoved(t *testing.T) {
 		if list, err := k.d.List(t.Context()); err != nil || len(list) != len(c.state)/len(driver.Ready) {
 			t.Errorf("without %v the list has %v, %v", c.removed, list, err)
 		}
+		// It is told to be gone when no call sees it any more, or whoever asks then would take it for one that is there.
+		if e := told(); e.Deleted != (sandbox.Identity{}) {
+			t.Errorf("without %v it is told to be deleted", c.removed)
+		}
 		if err := errors.Join(shim.signal(unix.SIGCONT), shim.close()); err != nil {
 			t.Fatal(err)
 		}
 		b.delete()
 		b.nothingLeft("none")
+		if e := told(); e.Deleted != b.Identity {
+			t.Errorf("without %v, then deleted, %+v is told", c.removed, e)
+		}
 	}
+}
+
+// watcher returns what tells of a sandbox as Watch does, one look at a time.
+func (b *box) watcher() (look func() driver.Event) {
+	b.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = unix.Close(fd) })
+	var last driver.Event
+	w := &watcher{ctx: b.Context(), d: b.d, fd: fd, dirs: map[int32]string{}, seen: map[string]*driver.Status{},
+		fn: func(e driver.Event) error { last = e; return nil }}
+	look = func() driver.Event {
+		b.Helper()
+		if err := w.look(b.Identity.ID); err != nil {
+			b.Fatal(err)
+		}
+		return last
+	}
+	if e := look(); e.Status == nil || e.Status.State != driver.Ready {
+		b.Fatalf("it is told as %+v, want ready", e)
+	}
+	return look
 }

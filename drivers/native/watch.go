@@ -79,6 +79,8 @@ func (w *watcher) look(id string) error {
 	m, st, err := w.d.look(id)
 	old := w.seen[id]
 	switch {
+	case fault.Is(err, fault.NotFound) && m != nil:
+		return nil // it is being removed: told once nobody can see any of it, and asking the driver confirms it
 	case fault.Is(err, fault.NotFound) && old != nil:
 		delete(w.seen, id)
 		return w.fn(driver.Event{Deleted: old.Identity})
