@@ -127,6 +127,11 @@ func (e *Engine) resume() {
 		inFlight[op.ID] = true
 	}
 	e.mu.Unlock()
+	for _, op := range unfinished {
+		if s := subjects[op.Subject]; s != nil && op.State == OperationQueued {
+			s.interruptAll() // a delete was accepted: what it overtakes has to find that before its first step
+		}
+	}
 	for _, id := range slices.Sorted(maps.Keys(subjects)) {
 		e.resumeSubject(subjects[id], inFlight)
 	}
@@ -151,9 +156,6 @@ func (e *Engine) resumeOperation(s *subject, op Operation) {
 		// A reconcile that was cut short is begun anew, by itself.
 		e.spawn(func() { e.endUnneeded(op, h) })
 	case op.State == OperationQueued:
-		s.mu.Lock()
-		s.overtaken = true
-		s.mu.Unlock()
 		s.push(&task{fixed: true, run: func(ctx context.Context) { e.runDelete(ctx, s, op, h) }}, false)
 	default:
 		s.push(&task{fixed: s.workspace != nil || op.Kind == phase.OpDelete, run: func(ctx context.Context) { e.continueOperation(ctx, s, op, h) }}, false)

@@ -223,7 +223,7 @@ func (s *sim) ceaseFaults() {
 // settleDown lets everything that waits happen, and time pass, until nothing is left to do.
 func (s *sim) settleDown() {
 	quiet := 0
-	for n := 0; n < 6000 && s.broken == ""; n++ {
+	for n := 0; n < 6000 && !s.failed(); n++ {
 		s.tick(0)
 		s.step++
 		s.check.everyStep()

@@ -104,13 +104,13 @@ func newSim(t *testing.T, seed uint64) *sim {
 // run is a history: faults for a while, then calm until all is quiet, then everything is removed.
 func (s *sim) run() {
 	s.open()
-	for n := 80 + s.rng.IntN(220); n > 0 && s.broken == ""; n-- {
+	for n := 80 + s.rng.IntN(220); n > 0 && !s.failed(); n-- {
 		s.oneStep()
 	}
 	s.ceaseFaults()
 	s.settleDown()
 	s.check.quiet(false)
-	for round := 0; round < 3 && s.broken == ""; round++ {
+	for round := 0; round < 3 && !s.failed(); round++ {
 		s.removeAll()
 		s.settleDown()
 	}
@@ -282,6 +282,12 @@ func (s *sim) fail(id, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.failLocked(id, format, args...)
+}
+
+func (s *sim) failed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken != ""
 }
 
 func (s *sim) failLocked(id, format string, args ...any) {
