@@ -94,6 +94,7 @@ func (r *report) with(ctx context.Context, part func(context.Context, *programs)
 		return err
 	}
 	defer func() { err = errors.Join(err, p.end(), p.Close()) }()
+	runtime.GC() // what the part before has left is not this one's
 	return part(ctx, p)
 }
 
