@@ -17,7 +17,8 @@ import (
 // talkerSwitch makes the test binary an extension that says what it does.
 const talkerSwitch = "talker"
 
-type talker struct{}
+// talker requires of its driver what its arguments name.
+type talker struct{ requires []string }
 
 type talkerConfig struct {
 	Mood  string                `json:"mood" default:"calm" enum:"calm,cross" doc:"How it answers."`
@@ -31,8 +32,8 @@ type talkerPeer struct {
 	Near bool `json:"near" default:"false"`
 }
 
-func (talker) Info() plugin.Info {
-	return plugin.Info{Name: "talker", Version: "1.2.3", Config: &talkerConfig{}}
+func (t talker) Info() plugin.Info {
+	return plugin.Info{Name: "talker", Version: "1.2.3", Config: &talkerConfig{}, Requires: t.requires}
 }
 
 func (talker) ValidateRequest(_ context.Context, r *plugin.Request, _ *plugin.Verdict) error {

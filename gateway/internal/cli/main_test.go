@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 		unix.Exit(native.ShimMain(os.Args[2:])) // os.Exit of a program with the race detector takes a second
 	}
 	if len(os.Args) > 1 && os.Args[1] == talkerSwitch {
-		_ = plugin.Serve(talker{}) // it has said what was wrong
+		_ = plugin.Serve(talker{requires: os.Args[2:]}) // it has said what was wrong
 		unix.Exit(0)
 	}
 	if os.Getenv(asProgram) != "" {

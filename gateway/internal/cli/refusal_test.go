@@ -8,24 +8,36 @@ import (
 	"testing"
 )
 
-// What a bind wants and the driver does not offer is the same error, at its line, for validate --launch and the start.
-func TestAMissingFeatureIsShownAtTheBind(t *testing.T) {
-	s := newSite(t)
-	s.write(strings.ReplaceAll(s.chain("enforce"), `"Process.environment"`, `"Container.env", "Process.environment"`))
-	out, checked, code := s.run("config", "validate", "--dev", "--launch", s.config())
-	if code != exitFailure || out != "" {
-		t.Errorf("validate --launch: exit %d, stdout %q", code, out)
-	}
-	s.golden("missing-feature", checked)
-	_, started, code := s.run("gateway", "--dev", "--config", s.config())
-	if code != exitConfig {
-		t.Errorf("the start: exit %d", code)
-	}
-	if started != checked {
-		t.Errorf("the start says something else:\n%s", started)
-	}
-	if _, _, code := s.run("config", "validate", "--dev", s.config()); code != exitOK {
-		t.Errorf("validate without --launch: exit %d", code)
+// What a bind wants and the driver does not offer is the same error, at its line, for validate --launch and the start:
+// a feature that the extension requires, and a point that the operator grants.
+func TestWhatTheDriverDoesNotOfferIsShownAtTheBind(t *testing.T) {
+	for name, write := range map[string]func(s *site) string{
+		"missing-feature": func(s *site) string {
+			return strings.Replace(s.talks(""), `["talker"]`, `["talker", "guest-init-dropins"]`, 1)
+		},
+		"missing-point": func(s *site) string {
+			return strings.ReplaceAll(s.chain("enforce"), `"Process.environment"`, `"Container.env", "Process.environment"`)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.write(write(s))
+			out, checked, code := s.run("config", "validate", "--dev", "--launch", s.config())
+			if code != exitFailure || out != "" {
+				t.Errorf("validate --launch: exit %d, stdout %q", code, out)
+			}
+			s.golden(name, checked)
+			_, started, code := s.run("gateway", "--dev", "--config", s.config())
+			if code != exitConfig {
+				t.Errorf("the start: exit %d", code)
+			}
+			if started != checked {
+				t.Errorf("the start says something else:\n%s", started)
+			}
+			if _, _, code := s.run("config", "validate", "--dev", s.config()); code != exitOK {
+				t.Errorf("validate without --launch: exit %d", code)
+			}
+		})
 	}
 }
 
