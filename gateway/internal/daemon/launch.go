@@ -34,7 +34,7 @@ type running struct {
 func (r *running) same(spec supervisor.Spec, copy string) bool {
 	// Where the program lies does not matter: its digest says what it is.
 	bare := func(s supervisor.Spec) supervisor.Spec {
-		s.Command, s.Checksum, s.Unpinned, s.Files, s.Copy = "", "", false, nil, ""
+		s.Command, s.Checksum, s.Unpinned, s.Files, s.Copy, s.Kept = "", "", false, nil, "", ""
 		return s
 	}
 	return r.copy != "" && r.copy == copy && !r.handle.Over() && reflect.DeepEqual(bare(r.spec), bare(spec))
@@ -91,7 +91,7 @@ func (d *Daemon) candidate(ctx context.Context, x config.Extension, copies map[s
 	if err != nil {
 		d.log.Warn("no copy of the program could be kept for later releases", "extension", x.Name, "err", err)
 	}
-	c.copy = ref
+	c.copy, c.spec.Kept = ref, ref
 	if r := d.find(func(r *running) bool { return r.same(c.spec, ref) }); r != nil {
 		c.handle = r.handle
 		return c, nil

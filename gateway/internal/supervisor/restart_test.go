@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -201,5 +203,40 @@ func TestBook(t *testing.T) {
 	b.add(Line{Message: shorten(strings.Repeat("ö", bookBytes))})
 	if last := b.lines[len(b.lines)-1]; len(last.Message) > bookLine+3 {
 		t.Errorf("a line of %d bytes is kept", len(last.Message))
+	}
+}
+
+// TestRestartAfterTheFileWasReplaced: an upgrade puts a new file in the program's place before the configuration says
+// so. What crashes meanwhile goes on as what it was; without a copy it is refused.
+func TestRestartAfterTheFileWasReplaced(t *testing.T) {
+	for _, kept := range []bool{true, false} {
+		r := newRig(t)
+		spec := r.probe("noop")
+		path := filepath.Join(filepath.Dir(r.dir), "program")
+		raw, err := os.ReadFile(spec.Command)
+		if err == nil {
+			err = os.WriteFile(path, raw, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Command = path
+		if kept {
+			if spec.Kept, err = r.Keep(spec); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h := r.up(spec)
+		if err := errors.Join(os.WriteFile(path+".new", []byte("#!/bin/sh\n"), 0o755), os.Rename(path+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = h.Call(r.ctx(), call(phase.BeforeCreate, "s1", "exit:3"))
+		_, err = h.Call(r.ctx(), call(phase.BeforeCreate, "s1", ""))
+		if kept != (err == nil) {
+			t.Errorf("with a copy %t, a call after the crash: %v", kept, err)
+		}
+		if kept != strings.Contains(r.logged(), "own copy of that goes on") {
+			t.Errorf("with a copy %t, the log says:\n%s", kept, r.logged())
+		}
 	}
 }

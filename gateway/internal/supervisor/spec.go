@@ -37,6 +37,9 @@ type Spec struct {
 	// Copy, when set, runs the gateway's own copy that Keep returned this reference for, instead of Command.
 	// Checksum and Files are then those of the copy.
 	Copy string
+	// Kept is the copy that Keep made of Command. A restart runs it where Command is not any more what was started: an
+	// upgrade puts a new file in its place before the configuration names that.
+	Kept string
 }
 
 // Limits bounds the process. Zero means no limit. What is asked for and cannot be given fails the launch.

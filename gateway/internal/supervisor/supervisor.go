@@ -230,11 +230,24 @@ func (s *Supervisor) Launch(ctx context.Context, spec Spec) (*Handle, error) {
 	return h, nil
 }
 
-// verify opens the program of a spec: the one that it names, or the gateway's own copy.
+// verify opens the program of a spec: the one that it names, or the gateway's own copy. What is known was started before.
 func (s *Supervisor) verify(spec Spec, known []Part) (*program, error) {
-	if spec.Copy == "" {
-		return openProgram(spec, known)
+	if spec.Copy != "" {
+		return s.openCopy(spec)
 	}
+	p, err := openProgram(spec, known)
+	if err == nil || known == nil || spec.Kept == "" {
+		return p, err
+	}
+	spec.Copy = spec.Kept
+	if p, kept := s.openCopy(spec); kept == nil {
+		s.cfg.Logger.Warn("the program is not what was started; the gateway's own copy of that goes on", "extension", spec.Name, "why", err)
+		return p, nil
+	}
+	return nil, err
+}
+
+func (s *Supervisor) openCopy(spec Spec) (*program, error) {
 	if s.store == nil {
 		return nil, spec.precondition("there is no store of programs to take %s from", spec.Copy)
 	}
