@@ -37,7 +37,9 @@ type Type struct {
 // Types returns the built-in drivers by type.
 func Types() map[string]Type {
 	return map[string]Type{
+		"docker": {Schema: dockerSchema(), Open: openDocker},
 		"native": {Schema: nativeSchema(), Open: openNative},
+		"podman": {Schema: podmanSchema(), Open: openPodman},
 	}
 }
 

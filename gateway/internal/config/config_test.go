@@ -37,7 +37,9 @@ func TestTheExampleLoadsAndHasEveryKey(t *testing.T) {
 	if err := os.WriteFile(name, src, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, f := Load([]string{name}, options())
+	o := options()
+	o.Types = append(o.Types, "docker", "podman")
+	c, f := Load([]string{name}, o)
 	if f.HasErrors() {
 		t.Fatal(f)
 	}
