@@ -215,8 +215,8 @@ func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
 		return
 	}
 	var readers sync.WaitGroup
-	readers.Go(func() { c.readStdout(ours.stdout) })
-	readers.Go(func() { c.out.read(ours.stderr, "stderr") })
+	readers.Go(func() { c.readStdout(&toTheEnd{File: ours.stdout}) })
+	readers.Go(func() { c.out.read(&toTheEnd{File: ours.stderr}, "stderr") })
 	started <- err
 	c.reap(cmd)
 	flying := c.flying() // before they are cut off
@@ -232,6 +232,28 @@ func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
 	c.mu.Unlock()
 	c.group.remove()
 	close(c.done)
+}
+
+// toTheEnd reads a pipe until its deadline, and then what is in it: on a host without time for its reader that may be
+// all that a crash has printed. What a grandchild goes on printing is not waited for.
+type toTheEnd struct {
+	*os.File
+	late bool
+}
+
+func (r *toTheEnd) Read(p []byte) (n int, err error) {
+	if n, err = r.File.Read(p); n > 0 || r.late || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, err
+	}
+	r.late = true
+	raw, rawErr := r.SyscallConn()
+	if rawErr != nil {
+		return 0, err
+	}
+	if rawErr = raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), p) }); rawErr != nil || n <= 0 {
+		return 0, err
+	}
+	return n, nil
 }
 
 // startBusy starts cmd, again for a moment where the program's file is still open for writing in a process that was

@@ -23,6 +23,9 @@ import (
 // modeVariable makes the test binary an extension program that behaves in a certain way: see modes.
 const modeVariable = "PROBE_MODE"
 
+// drainedVariable names the file that the probe makes when it is told to drain.
+const drainedVariable = "PROBE_DRAINED"
+
 func TestMain(m *testing.M) {
 	if mode := os.Getenv(modeVariable); mode != "" {
 		runProbe(mode)

@@ -3,8 +3,10 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -310,4 +312,25 @@ func TestSickness(t *testing.T) {
 	}
 	set("")
 	r.awaitState(Ready, 2)
+}
+
+// TestLastWords: what is in the pipe when a process has ended is read, however late its reader comes; a grandchild that
+// keeps the pipe open is not waited for.
+func TestLastWords(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = errors.Join(r.Close(), w.Close()) }()
+	if _, err := w.WriteString("panic: no more\n\ngoroutine 1\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	err = eachLine(&toTheEnd{File: r}, func(line string) { lines = append(lines, line) })
+	if want := []string{"panic: no more", "", "goroutine 1"}; !slices.Equal(lines, want) || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %q, %v; want %q, and the deadline", lines, err, want)
+	}
 }

@@ -137,7 +137,11 @@ func (p *probe) Health(context.Context, *extensionv1.HealthRequest) (*extensionv
 }
 
 func (p *probe) Drain(context.Context, *extensionv1.DrainRequest) (*extensionv1.DrainResponse, error) {
-	fmt.Fprintln(os.Stderr, "draining")
+	if path := os.Getenv(drainedVariable); path != "" {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			return nil, err
+		}
+	}
 	return &extensionv1.DrainResponse{}, nil
 }
 
