@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"io"
+	"regexp"
 	"time"
 
 	"github.com/sandgate/sandgate/shared/fault"
@@ -184,7 +185,11 @@ type Found struct {
 	Volumes   []string          // the names of its volumes
 }
 
+// longID is an engine's id, of which its first twelve digits are enough for people and for the engine's own commands.
+var longID = regexp.MustCompile(`\b([0-9a-f]{12})[0-9a-f]{52}\b`)
+
 // Failed makes the error of an engine's call: which call, about what, and in the engine's own words why.
 func Failed(code fault.Code, engine, call, object string, err error) error {
+	object = longID.ReplaceAllString(object, "$1")
 	return fault.New(code, "%s: %s %s: %w", engine, call, object, err)
 }

@@ -5,6 +5,8 @@ package docker
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -85,6 +87,10 @@ func answered(err error) bool {
 
 // words are the engine's own, without what the client puts before them.
 func words(err error) error {
+	var broken *url.Error
+	if errors.As(err, &broken) { // its text is the address, which means nothing
+		return fmt.Errorf("the connection to the engine broke: %w", broken.Err)
+	}
 	if text, cut := strings.CutPrefix(err.Error(), "Error response from daemon: "); cut {
 		return errors.New(text)
 	}

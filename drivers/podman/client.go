@@ -77,7 +77,7 @@ func (a *api) send(ctx context.Context, c call) (*http.Response, error) {
 	if err != nil {
 		var of *url.Error
 		if errors.As(err, &of) { // its text is the address, which means nothing
-			err = of.Err
+			err = fmt.Errorf("the connection to the engine broke: %w", of.Err)
 		}
 		return nil, c.failed(err)
 	}

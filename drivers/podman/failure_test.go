@@ -1,0 +1,25 @@
+package podman
+
+import (
+	"testing"
+
+	"github.com/sandgate/sandgate/drivers/container"
+	"github.com/sandgate/sandgate/drivers/container/enginetest"
+	"github.com/sandgate/sandgate/shared/driver"
+)
+
+func opener(dir, socket string) (driver.Driver, error) {
+	return Open(Config{Config: container.Config{Dir: dir}, Socket: socket})
+}
+
+func TestEachCallFails(t *testing.T) {
+	enginetest.Failures(t, enginetest.Use(t, enginetest.Podman), opener)
+}
+
+func TestObstacles(t *testing.T) {
+	enginetest.Obstacles(t, enginetest.Use(t, enginetest.Podman), opener)
+}
+
+func TestMeddling(t *testing.T) {
+	enginetest.Meddling(t, enginetest.Use(t, enginetest.Podman), opener)
+}
