@@ -23,7 +23,8 @@ type Engine interface {
 // Source says what the engine is and what happens in it.
 type Source interface {
 	About(ctx context.Context) (*About, error)
-	// Epoch names this run of what holds the containers. Under another one those that ran have ended with it.
+	// Epoch names this run of what holds the containers. Under another one those that ran have ended with it. It is
+	// Unavailable as soon as the engine begins to end its containers in order to end itself.
 	Epoch(ctx context.Context) (Epoch, error)
 	// Events calls begin once every later change is sure to be told, then change with the id of each container that
 	// bears the label, until ctx ends, one of the functions fails or the engine goes away. The calls are serial.

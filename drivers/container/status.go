@@ -93,7 +93,7 @@ func (d *Driver) settle(ctx context.Context, c *Found, n *note) (e *ending, lost
 		if err != nil {
 			return nil, false, err
 		}
-		// An engine that goes away ends its containers, and answers nobody any more.
+		// An engine that goes away ends its containers, and answers nobody who asks for its epoch.
 		byItself := n.begun(c) && c.State == StateExited && c.Finished.After(c.Started) && c.Finished.Before(now.Since.Add(-shutdown))
 		if now.ID != n.Epoch && !byItself {
 			return nil, true, nil

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"time"
@@ -26,8 +27,9 @@ type Config struct {
 
 // engine implements container.Engine.
 type engine struct {
-	api *client.Client
-	cfg Config
+	api   *client.Client
+	fresh *client.Client // makes a connection for each call
+	cfg   Config
 }
 
 var _ container.Engine = (*engine)(nil)
@@ -43,11 +45,16 @@ func Open(cfg Config) (*container.Driver, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "docker: %w", err)
 	}
-	return container.Open(cfg.Config, &engine{api: api, cfg: cfg})
+	alone := func(r *http.Request) error { r.Close = true; return nil }
+	fresh, err := client.New(append(opts, client.WithHTTPRequestHook(alone))...)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "docker: %w", err)
+	}
+	return container.Open(cfg.Config, &engine{api: api, fresh: fresh, cfg: cfg})
 }
 
 // Close implements container.Source.
-func (e *engine) Close() error { return e.api.Close() }
+func (e *engine) Close() error { return errors.Join(e.api.Close(), e.fresh.Close()) }
 
 // failed turns what the client says into a fault.
 func failed(call, object string, err error) error {
@@ -134,9 +141,11 @@ func hasSecurity(options []string, name string) bool {
 }
 
 // Epoch implements container.Source. Docker does not say when it was started. It makes its default network anew each
-// time, unless containers run on over its restart (live-restore), and then there is no new epoch either.
+// time, unless containers run on over its restart (live-restore), and then there is no new epoch either. It is asked over
+// a connection of its own: an engine that ends its containers since it is to end itself goes on to answer over old
+// connections, and takes no new one.
 func (e *engine) Epoch(ctx context.Context) (container.Epoch, error) {
-	n, err := e.api.NetworkInspect(ctx, "bridge", client.NetworkInspectOptions{})
+	n, err := e.fresh.NetworkInspect(ctx, "bridge", client.NetworkInspectOptions{})
 	if errdefs.IsNotFound(err) {
 		return container.Epoch{ID: "no default network"}, nil
 	}

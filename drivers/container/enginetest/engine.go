@@ -283,7 +283,7 @@ func busybox() (io.Reader, error) {
 	err = errors.Join(err, w.WriteHeader(&tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(program))}))
 	_, wrote := w.Write(program)
 	err = errors.Join(err, wrote)
-	for _, name := range strings.Fields("sh cat sleep ip env id ls test true false wc mount ps hostname dd") {
+	for _, name := range strings.Fields("sh cat sleep ip env id ls mv mkfifo test true false wc mount ps hostname dd") {
 		err = errors.Join(err, w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox", Mode: 0o777}))
 	}
 	return &out, errors.Join(err, w.Close())

@@ -50,7 +50,9 @@ func (v *viewer) next(what string, ok func(driver.Event) bool) driver.Event {
 
 func (v *viewer) becomes(what string, s *subject, state driver.State) *driver.Status {
 	v.r.Helper()
-	return v.next(what, func(ev driver.Event) bool { return ev.Status != nil && ev.Status.Identity == s.id() && ev.Status.State == state }).Status
+	return v.next(what, func(ev driver.Event) bool {
+		return ev.Status != nil && ev.Status.Identity == s.id() && ev.Status.State == state
+	}).Status
 }
 
 // Meddling lets somebody else do to containers what people do: whoever watches is told at once, and the driver goes on

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -55,11 +56,12 @@ func NewProxy(tb testing.TB, e *Engine) *Proxy {
 		tb.Fatal(err)
 	}
 	p := &Proxy{Socket: filepath.Join(dir, "sock"), engine: e}
-	transport := &http.Transport{MaxIdleConnsPerHost: 32, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", e.Socket)
 	}}
 	p.pass = &httputil.ReverseProxy{Transport: transport, FlushInterval: -1,
 		Rewrite:      func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "engine" },
+		ErrorLog:     log.New(io.Discard, "", 0), // a stream that broke is a test's intention
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
 	l, err := net.Listen("unix", p.Socket)
 	if err != nil {

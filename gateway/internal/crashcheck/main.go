@@ -1,7 +1,7 @@
 // Command crashcheck looks at what a crash test has left of a gateway's world, and says what is not as it should be.
 //
 // It never asks the gateway. It reads the store of ipam and the files of the test's third extension, the native
-// driver's directories, /proc, the links that ip shows, control groups, sockets, and what each sandbox has written
+// driver's directories or the container engine, /proc, the links that ip shows, control groups, sockets, and what each sandbox has written
 // down of what it sees; and it compares all of that with the ledger in the gateway's database, which it opens
 // read-only. It imports nothing of the gateway: what it knows of formats stands in their documentation.
 //
@@ -25,6 +25,7 @@ type site struct {
 	run     string // where the sockets of extensions lie
 	driver  string // the name of the composed driver, with which the ids of its sandboxes begin
 	gateway int    // the gateway's pid; 0: it has ended in order, and nothing may be left of it
+	engine  string // the socket of the container engine; "": the base is the native driver, and a third extension binds it
 }
 
 func main() {
@@ -33,6 +34,7 @@ func main() {
 	flag.StringVar(&s.run, "run", "", "the directory of the gateway's sockets")
 	flag.StringVar(&s.driver, "driver", "", "the composed driver")
 	flag.IntVar(&s.gateway, "gateway", 0, "the pid of the gateway; 0: it has ended")
+	flag.StringVar(&s.engine, "engine", "", "the socket of the container engine under the composed driver; empty: it is the native driver")
 	flag.Parse()
 	var wrong []string
 	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) { //nolint:forbidigo // there is nothing to be told by
@@ -62,12 +64,16 @@ func (s site) look() []string {
 	held := readWitness(s.dir+"/witness", &r)
 	s.compareHeld(led, leases, held, &r)
 	s.judgeProcesses(led, readProcesses(s.dir), &r)
-	s.judgeDirectories(led, &r)
-	s.judgeLinks(led, &r)
-	s.judgeGroups(led, &r)
 	s.judgeSockets(&r)
-	s.judgeMounts(&r)
-	s.judgeSights(led, leases, &r)
+	if s.engine != "" {
+		s.judgeEngine(led, leases, &r)
+	} else {
+		s.judgeDirectories(led, &r)
+		s.judgeLinks(led, &r)
+		s.judgeGroups(led, &r)
+		s.judgeMounts(&r)
+		s.judgeSights(led, leases, &r)
+	}
 	slices.Sort(r)
 	return r
 }

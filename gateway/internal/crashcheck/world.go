@@ -89,11 +89,15 @@ func (s site) judgeProcesses(l *ledger, procs map[int]process, r *report) {
 			}
 		}
 	}
-	if want := 3; s.gateway != 0 && extensions != want {
+	want, roles := 3, []string{"shim", "init", "command"}
+	if s.engine != "" {
+		want, roles = 2, []string{"command"}
+	}
+	if s.gateway != 0 && extensions != want {
 		r.add("%d extensions run, want %d", extensions, want)
 	}
 	for id, sb := range l.sandboxes {
-		for _, role := range []string{"shim", "init", "command"} {
+		for _, role := range roles {
 			if n := count[role+" "+id]; sb.runs() && n != 1 {
 				r.add("sandbox %s runs, and has %d processes that are its %s", id, n, role)
 			}

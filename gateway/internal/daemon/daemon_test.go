@@ -18,6 +18,7 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/sandgate/sandgate/drivers/container/enginetest"
 	"github.com/sandgate/sandgate/drivers/native"
 	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
@@ -54,7 +55,7 @@ func TestMain(m *testing.M) {
 	if crashMain(os.Args) {
 		unix.Exit(0)
 	}
-	code := m.Run()
+	code := enginetest.Main(m)
 	for _, dir := range []string{examplesDir, programsDir} {
 		if dir != "" {
 			_ = os.RemoveAll(dir)
