@@ -73,9 +73,8 @@ var shared struct {
 	engines map[Kind]*Engine
 }
 
-// Use returns the test program's engine of the kind. Where it cannot run, the test is left out, and says why: as root
-// in CI that is a failure.
-func Use(tb testing.TB, k Kind) *Engine {
+// Need leaves the test out where the engine cannot run, and says why: as root in CI that is a failure.
+func Need(tb testing.TB, k Kind) {
 	tb.Helper()
 	if why := Missing(k); why != "" {
 		if os.Geteuid() == 0 && os.Getenv("CI") == "true" {
@@ -83,6 +82,12 @@ func Use(tb testing.TB, k Kind) *Engine {
 		}
 		tb.Skipf("left out: %s: %s", k, why)
 	}
+}
+
+// Use returns the test program's engine of the kind, which it needs.
+func Use(tb testing.TB, k Kind) *Engine {
+	tb.Helper()
+	Need(tb, k)
 	shared.Lock()
 	defer shared.Unlock()
 	if e := shared.engines[k]; e != nil {

@@ -231,6 +231,7 @@ func (w *wreck) after(do, done, undone, about, where string) {
 
 // Docker is stopped and killed while sandboxes are made: each is made or undone, and what had run runs again.
 func TestDockerGoesAwayDuringCreates(t *testing.T) {
+	enginetest.Need(t, enginetest.Docker)
 	e, err := enginetest.Start(enginetest.Docker) // of its own: others would lose theirs
 	if err != nil {
 		t.Fatal(err)
