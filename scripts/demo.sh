@@ -53,6 +53,9 @@ extension "tenant-namespace" {
 extension "ipam" {
   command  = "$PWD/bin/ipam"
   checksum = "sha256:$(sha256sum bin/ipam | cut -d' ' -f1)"
+  paths {
+    write = ["$dir/leases"]
+  }
   config {
     store = "$dir/leases"
     pool "sandboxes" {

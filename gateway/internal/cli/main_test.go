@@ -137,6 +137,9 @@ extension "tenant-namespace" {
 }
 extension "ipam" {
   command = "%[1]s/ipam"
+  paths {
+    write = ["%[2]s/leases"]
+  }
   config {
     store = "%[2]s/leases"
     pool "sandboxes" {

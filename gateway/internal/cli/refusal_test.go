@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -244,6 +245,24 @@ func TestValidateForPrograms(t *testing.T) {
 				d.Snippet.StartLine != 3 || d.Snippet.Code[d.Snippet.From:d.Snippet.To] != `"natve"` || !strings.Contains(d.Detail, `"native"`) {
 				t.Errorf("%s: %s", name, out)
 			}
+		}
+	}
+}
+
+// What an extension's sandbox keeps it from is said with what lets it, and having none is seen in the list.
+func TestASandboxIsExplained(t *testing.T) {
+	s := newSite(t)
+	const paths = "  paths {\n    write = [\"%s/leases\"]\n  }\n"
+	s.write(strings.Replace(s.chain("enforce"), fmt.Sprintf(paths, s.dir), "", 1))
+	_, said, code := s.run("config", "validate", "--dev", "--launch", s.config())
+	if confined := !strings.Contains(said, "no Landlock") && code != exitOK; confined && !strings.Contains(said, "paths { read, write }") {
+		t.Errorf("exit %d:\n%s", code, said)
+	}
+	s.write(strings.Replace(s.chain("enforce"), fmt.Sprintf(paths, s.dir), "  sandbox = \"none\"\n", 1))
+	s.start()
+	for _, line := range strings.Split(s.ok("extension", "list"), "\n") {
+		if strings.HasPrefix(line, "ipam ") != strings.Contains(line, "no sandbox,") {
+			t.Errorf("the list shows: %s", line)
 		}
 	}
 }

@@ -141,6 +141,7 @@ func (c *checker) extension(b *extensionBlock) Extension {
 			c.wrong(b.EnvRange, "Invalid environment", "%q cannot be the name of a variable.", k)
 		}
 	}
+	c.sandbox(b, &out)
 	for i, l := range b.Limits {
 		c.single(i, l.Range, b.Limits[0].Range, "limits")
 		out.Limits = Limits{Memory: c.size(l.Memory, l.MemoryRange), CPU: l.CPU, PIDs: l.PIDs, Files: l.Files}
@@ -163,6 +164,27 @@ func (c *checker) extension(b *extensionBlock) Extension {
 		out.Config = cfg.Body
 	}
 	return out
+}
+
+// sandbox checks what the process of an extension may reach.
+func (c *checker) sandbox(b *extensionBlock, out *Extension) {
+	out.Sandbox = b.Sandbox
+	if known := []string{"landlock", "none"}; b.Sandbox != "" && !slices.Contains(known, b.Sandbox) {
+		c.wrong(b.SandboxRange, "Unknown sandbox", "sandbox is \"landlock\" or \"none\"; left out, it is landlock where the host has it.%s", meant(b.Sandbox, known))
+	}
+	for i, p := range b.Paths {
+		c.single(i, p.Range, b.Paths[0].Range, "paths")
+		out.Read, out.Write = p.Read, p.Write
+		if b.Sandbox == "none" {
+			c.wrong(p.Range, "Unexpected paths", "paths belong to a sandbox, and sandbox is \"none\".")
+		}
+		for _, path := range p.Read {
+			c.absolute(path, p.ReadRange, "read")
+		}
+		for _, path := range p.Write {
+			c.absolute(path, p.WriteRange, "write")
+		}
+	}
 }
 
 func before(a, b hcl.Range) bool {

@@ -61,6 +61,8 @@ type Extension struct {
 	Env          map[string]string // sensitive
 	User, Group  string
 	Capabilities []string // that its process keeps
+	Sandbox      string   // "landlock", "none", or "" for landlock where the host has it
+	Read, Write  []string // absolute paths that a sandboxed process may reach
 	Limits       Limits
 	Restart      Restart
 	Config       hcl.Body // nil: none; its schema is the extension's

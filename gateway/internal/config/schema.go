@@ -68,10 +68,21 @@ type extensionBlock struct {
 	User          string            `hcl:"user,optional"`
 	Group         string            `hcl:"group,optional"`
 	Capabilities  []string          `hcl:"capabilities,optional"`
+	Sandbox       string            `hcl:"sandbox,optional"`
+	SandboxRange  hcl.Range         `hcl:"sandbox,attr_value_range"`
+	Paths         []pathsBlock      `hcl:"paths,block"`
 	Limits        []limitsBlock     `hcl:"limits,block"`
 	Restart       []restartBlock    `hcl:"restart,block"`
 	Config        []bodyBlock       `hcl:"config,block"`
 	Range         hcl.Range         `hcl:",def_range"`
+}
+
+type pathsBlock struct {
+	Read       []string  `hcl:"read,optional"`
+	ReadRange  hcl.Range `hcl:"read,attr_value_range"`
+	Write      []string  `hcl:"write,optional"`
+	WriteRange hcl.Range `hcl:"write,attr_value_range"`
+	Range      hcl.Range `hcl:",def_range"`
 }
 
 type limitsBlock struct {

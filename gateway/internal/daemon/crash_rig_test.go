@@ -111,6 +111,9 @@ extension "tenant-namespace" {
 }
 extension "ipam" {
   command = "DIR/ipam"
+  paths {
+    write = ["DIR/leases"]
+  }
   config {
     store = "DIR/leases"
     pool "sandboxes" {
@@ -122,6 +125,7 @@ extension "ipam" {
 extension "witness" {
   command = "BIN/gateway"
   args    = ["crash-witness", "DIR"]
+  sandbox = "none"
   restart {
     budget = BUDGET
     window = "WINDOW"

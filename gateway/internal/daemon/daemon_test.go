@@ -203,7 +203,7 @@ func self(t *testing.T) string {
 
 // keeperBlock configures the keeper.
 func (s *site) keeperBlock(config string) string {
-	return fmt.Sprintf("extension \"keeper\" {\n  command = %q\n  args    = [%q, %q]\n  config {\n%s\n  }\n}\n", self(s.t), keeperSwitch, s.dir, config)
+	return fmt.Sprintf("extension \"keeper\" {\n  command = %q\n  args    = [%q, %q]\n  paths {\n    write = [%q]\n  }\n  config {\n%s\n  }\n}\n", self(s.t), keeperSwitch, s.dir, s.dir, config)
 }
 
 func (s *site) options() Options {
@@ -425,7 +425,7 @@ func TestARequiredFeatureThatIsMissingIsShownAtTheBind(t *testing.T) {
 		if err != nil || f == nil || f.Render(&out) != nil || !f.HasErrors() {
 			t.Fatalf("%s: %v", name, err)
 		}
-		for _, want := range []string{"site.hcl line 16", `bind "keeper"`, "Container", "after_stop", "guest-init-dropins"} {
+		for _, want := range []string{"site.hcl line 19", `bind "keeper"`, "Container", "after_stop", "guest-init-dropins"} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("%s does not say %q:\n%s", name, want, out.String())
 			}

@@ -114,6 +114,7 @@ func (d *Daemon) find(fits func(*running) bool) *running {
 func specOf(x config.Extension, dev bool) supervisor.Spec {
 	return supervisor.Spec{Name: x.Name, Command: x.Command, Args: x.Args, Checksum: x.Checksum, Unpinned: dev, Interpreter: x.Interpreter,
 		Files: x.Files, Env: x.Env, User: x.User, Group: x.Group, Capabilities: x.Capabilities,
+		Sandbox: x.Sandbox, Read: x.Read, Write: x.Write,
 		Limits:  supervisor.Limits{Memory: x.Limits.Memory, CPU: x.Limits.CPU, PIDs: x.Limits.PIDs, Files: uint64(x.Limits.Files)},
 		Restart: supervisor.Restart{Budget: x.Restart.Budget, Window: x.Restart.Window}}
 }
@@ -155,12 +156,20 @@ func (d *Daemon) configure(ctx context.Context, gen *generation, list []*candida
 		}
 		if said := fault.DiagnosticsOf(errs[i]); fault.Is(errs[i], fault.Invalid) && len(said) > 0 {
 			for _, w := range said {
-				f.Add(config.RangeOf(c.block.Config, c.schema, w.Path, c.block.Range), "Invalid configuration", d.discreet(c, strings.TrimSpace(w.Path+" "+w.Summary+"\n"+w.Detail)))
+				f.Add(config.RangeOf(c.block.Config, c.schema, w.Path, c.block.Range), "Invalid configuration", d.discreet(c, hinted(c.spec, strings.TrimSpace(w.Path+" "+w.Summary+"\n"+w.Detail))))
 			}
 			continue
 		}
-		f.Add(c.block.Range, "Extension cannot be configured", d.discreet(c, errs[i].Error()))
+		f.Add(c.block.Range, "Extension cannot be configured", d.discreet(c, hinted(c.spec, errs[i].Error())))
 	}
+}
+
+// hinted says what a program that is denied a file may be missing.
+func hinted(spec supervisor.Spec, text string) string {
+	if spec.Confined() && strings.Contains(text, "ermission denied") {
+		text += "\nIts sandbox lets it reach the files that the block's paths { read, write } name, and few others."
+	}
+	return text
 }
 
 // discreet puts digests in the place of sensitive values that an extension quotes from its configuration.

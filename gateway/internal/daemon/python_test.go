@@ -41,6 +41,9 @@ func (s *site) pythonBlock() string {
   command     = "%[1]s/labels.py"
   interpreter = %[2]q
   files       = ["%[1]s/sandgate_extension.py", "%[1]s/extension_pb2.py"]
+  paths {
+    write = ["%[1]s/register"]
+  }
   config {
     register  = "%[1]s/register"
     labels    = { made-by = "python" }

@@ -69,7 +69,7 @@ func newPair(t *testing.T) *pair {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = sup.Close() })
-	ipam, err := sup.Launch(t.Context(), supervisor.Spec{Name: "ipam", Command: programs + "/ipam", Unpinned: true})
+	ipam, err := sup.Launch(t.Context(), supervisor.Spec{Name: "ipam", Command: programs + "/ipam", Unpinned: true, Write: []string{dir + "/leases"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,8 @@ func (c *child) confine() error {
 		}
 	}
 	if c.group != nil {
-		if err := c.group.add(c.pid); err != nil {
+		var err error
+		if elsewhere(func() { err = c.group.add(c.pid) }); err != nil {
 			return err
 		}
 	}

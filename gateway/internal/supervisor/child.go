@@ -66,7 +66,8 @@ type child struct {
 	out    *output
 	cred   *syscall.Credential
 	keep   []capability.Cap
-	group  *cgroup // nil: no limit asks for one
+	group  *cgroup  // nil: no limit asks for one
+	rules  *ruleset // nil: it has no sandbox
 	flying func() []Flight
 
 	line      *io.PipeReader // the handshake line, for go-plugin
@@ -189,8 +190,12 @@ func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
 		err = dropPrivileges(c.keep)
 	}
 	if err == nil {
+		err = c.rules.enter()
+	}
+	if err == nil {
 		err = startBusy(cmd)
 	}
+	c.rules.close()
 	if err == nil {
 		c.mu.Lock()
 		c.pid, c.started = cmd.Process.Pid, time.Now()
@@ -210,7 +215,7 @@ func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
 		_ = errors.Join(ours.stdout.Close(), ours.stderr.Close(), ours.lifeline.Close())
 		started <- err
 		c.died()
-		c.group.remove()
+		elsewhere(c.group.remove)
 		close(c.done)
 		return
 	}
@@ -225,13 +230,21 @@ func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
 	_ = errors.Join(ours.stdout.SetReadDeadline(deadline), ours.stderr.SetReadDeadline(deadline))
 	readers.Wait()
 	_ = errors.Join(ours.stdout.Close(), ours.stderr.Close(), ours.lifeline.Close(), c.line.Close())
+	var oom bool
+	elsewhere(func() { oom = c.group.oom(); c.group.remove() })
 	c.mu.Lock()
-	c.exit.OOM = c.group.oom()
+	c.exit.OOM = oom
 	c.exit.Stderr = c.out.last()
 	c.exit.InFlight = flying
 	c.mu.Unlock()
-	c.group.remove()
 	close(c.done)
+}
+
+// elsewhere runs fn on another thread: the one that holds a process can reach no more than that can.
+func elsewhere(fn func()) {
+	done := make(chan struct{})
+	go func() { fn(); close(done) }()
+	<-done
 }
 
 // toTheEnd reads a pipe until its deadline, and then what is in it: on a host without time for its reader that may be
@@ -282,7 +295,7 @@ func (c *child) reap(cmd *exec.Cmd) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_ = unix.Kill(-c.pid, unix.SIGKILL)
-	c.group.kill()
+	elsewhere(c.group.kill)
 	state, _ := cmd.Process.Wait()
 	c.reaped = true
 	c.exit = &Exit{PID: c.pid, Uptime: time.Since(c.started), Digest: c.prog.digest(), Requested: c.asked}

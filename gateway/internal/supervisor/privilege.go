@@ -81,6 +81,17 @@ func (c *child) ambient() []uintptr {
 	return out
 }
 
+// sandbox says for people what keeps the process from the host's files.
+func (s Spec) sandbox() string {
+	switch {
+	case s.Confined():
+		return "landlock"
+	case s.Sandbox == SandboxNone:
+		return "no sandbox"
+	}
+	return "no sandbox (the kernel has no Landlock)"
+}
+
 // Isolation says for people what keeps the process apart from the gateway and from the host.
 func (s Spec) Isolation() string {
 	if s.Privileged {
@@ -93,7 +104,7 @@ func (s Spec) Isolation() string {
 	if s.Group != "" {
 		who += ", group " + s.Group
 	}
-	out := []string{who, "no new privileges"}
+	out := []string{who, s.sandbox(), "no new privileges"}
 	if len(s.Capabilities) == 0 {
 		out = append(out, "no capabilities")
 	} else {

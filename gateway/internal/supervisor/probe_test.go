@@ -196,6 +196,16 @@ func (p *probe) act(ctx context.Context, req *extensionv1.PhaseRequest) (string,
 	case "read": // one of its own files
 		text, err := os.ReadFile(arg)
 		return string(text), err
+	case "list":
+		_, err := os.ReadDir(arg)
+		return "", err
+	case "write":
+		return "", os.WriteFile(arg, []byte("it was here\n"), 0o600)
+	case "touch": // below its working directory
+		return "", os.WriteFile("file", nil, 0o600)
+	case "kill":
+		pid, _ := strconv.Atoi(arg)
+		return "", syscall.Kill(pid, 0)
 	case "config":
 		p.mu.Lock()
 		defer p.mu.Unlock()

@@ -122,6 +122,14 @@ func (l *launching) prepare() (err error) {
 	if l.child.keep, err = spec.capabilities(); err != nil {
 		return err
 	}
+	if spec.Confined() {
+		if err := spec.makeWritable(cred); err != nil {
+			return err
+		}
+		if l.child.rules, err = newRuleset(spec, l.prog, l.dir); err != nil {
+			return err
+		}
+	}
 	if l.child.group, err = l.s.groups.make(filepath.Base(l.dir), spec.Limits); err != nil {
 		return spec.precondition("%v", err)
 	}
@@ -245,6 +253,7 @@ func (l *launching) discard() {
 			_ = l.child.stop(0)
 		} else {
 			l.child.group.remove()
+			l.child.rules.close()
 			l.child.died()
 		}
 	}

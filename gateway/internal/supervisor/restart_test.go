@@ -20,7 +20,7 @@ func TestRestart(t *testing.T) {
 	r := newRig(t)
 	drained := filepath.Join(t.TempDir(), "drained")
 	spec := r.probe("noop", drainedVariable+"="+drained)
-	spec.Restart = Restart{Budget: 1, Window: time.Hour}
+	spec.Restart, spec.Write = Restart{Budget: 1, Window: time.Hour}, []string{filepath.Dir(drained)}
 	h := r.up(spec)
 	before := h.Status().PID
 	flying := make(chan error, 1)

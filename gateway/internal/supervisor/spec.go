@@ -30,7 +30,12 @@ type Spec struct {
 	Capabilities []string
 	// Privileged lets the process have all that the gateway has: for a driver's program, which makes what the host keeps
 	// to privileged ones.
-	Privileged  bool
+	Privileged bool
+	// Sandbox is SandboxLandlock or SandboxNone; empty: Landlock where the kernel has it. Read and Write are absolute paths
+	// that the process may reach then, besides the system's own files, its own program and its working directory. Of
+	// Write, a directory that is missing is made, for the process's user.
+	Sandbox     string
+	Read, Write []string
 	User, Group string // names or numbers; empty: those of the gateway
 	Limits      Limits
 	Restart     Restart
@@ -97,6 +102,9 @@ func (s Spec) checked() (Spec, error) {
 		return s, s.invalid("checksum %q is not \"sha256:\" and 64 hexadecimal digits", s.Checksum)
 	case s.Copy != "" && !digestForm.MatchString(s.Copy):
 		return s, s.invalid("copy %q is not \"sha256:\" and 64 hexadecimal digits", s.Copy)
+	}
+	if err := s.checkSandbox(); err != nil {
+		return s, err
 	}
 	return s, s.checkEnv()
 }

@@ -1,0 +1,10 @@
+extension "x" {
+  command  = "/bin/true"
+  checksum = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+  sandbox  = "landlok"
+  paths {
+    read  = ["etc/x"]
+    write = ["/var/lib/x"]
+  }
+}
+driver "native" {}
