@@ -1,6 +1,6 @@
 # Every target works on a fresh Linux machine with Go, as root and as an ordinary user.
 .DEFAULT_GOAL := build
-.PHONY: build demo test unit generate lint bench check simulate mutants crash proto help clean
+.PHONY: build demo test unit generate lint bench check simulate mutants crash bench-docker proto help clean
 
 build: ## build the gateway and the example extensions into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
@@ -37,6 +37,10 @@ bench: ## what the gateway itself costs, beside what is wanted; BENCH_JSON=file 
 	go test -c -o bin/bench.test ./gateway/internal/bench
 	bin/bench.test -report
 
+bench-docker: ## the rate of creates on Docker, with two extensions, beside the plain client's (as root)
+	scripts/install-packages.sh
+	go test -count=1 -timeout 20m -v -run TestDockerRate ./gateway/internal/daemon -docker-rate
+
 check: ## sizes: files over 500 lines, functions over 60
 	go test -run TestSizes -v . | grep -v '^---\|^===\|^PASS\|^ok'
 
@@ -44,4 +48,4 @@ clean: ## remove what was built
 	rm -rf bin
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  \1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 14
