@@ -35,6 +35,12 @@ driver = "overlay"
 graphroot = "$dir/storage"
 runroot = "$dir/run/storage"
 CONF
+export CONTAINERS_REGISTRIES_CONF=$dir/registries.conf
+cat >"$CONTAINERS_REGISTRIES_CONF" <<CONF
+[[registry]]
+location = "127.0.0.1:5000" # of the tests, in the engine's own network
+insecure = true
+CONF
 as_user=()
 if [ "$engine" = rootless ]; then # nobody, with the ids and the device that a user of a desktop has
 	sed -i /default_ulimits/d "$CONTAINERS_CONF"

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -37,6 +38,9 @@ var _ container.Engine = (*engine)(nil)
 // Open opens the driver.
 func Open(cfg Config) (*container.Driver, error) {
 	cfg.Type = "docker"
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	opts := []client.Opt{client.FromEnv}
 	if cfg.Host != "" {
 		opts = []client.Opt{client.WithHost(cfg.Host)}

@@ -23,3 +23,9 @@ func TestObstacles(t *testing.T) {
 func TestMeddling(t *testing.T) {
 	enginetest.Meddling(t, enginetest.Use(t, enginetest.Docker), opener)
 }
+
+func TestImagesAreFetched(t *testing.T) {
+	enginetest.Images(t, enginetest.Use(t, enginetest.Docker), func(dir, socket, policy string) (driver.Driver, error) {
+		return Open(Config{Config: container.Config{Dir: dir, ImagePolicy: policy}, Host: "unix://" + socket})
+	})
+}

@@ -42,6 +42,9 @@ extension "tenant-namespace" {
 }
 extension "ipam" {
   command = "DIR/ipam"
+  paths {
+    write = ["DIR/leases"]
+  }
   config {
     store = "DIR/leases"
     pool "sandboxes" {

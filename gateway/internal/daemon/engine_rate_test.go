@@ -50,7 +50,7 @@ func TestDockerRate(t *testing.T) {
 	}
 	ready, done := make(chan struct{}), make(chan error, 1)
 	d, f, err := New(t.Context(), Options{Paths: []string{path}, Version: "test", Dev: true, Shim: []string{os.Args[0], heldSwitch, w.dir},
-		Logger: slog.New(slog.DiscardHandler), Ready: func(string) { close(ready) }})
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), Ready: func(string) { close(ready) }})
 	if err != nil || d == nil {
 		t.Fatalf("%v %s", err, f)
 	}
@@ -136,8 +136,14 @@ func rateGateway(t *testing.T, d *Daemon, driverName string, round int) time.Dur
 	t.Helper()
 	id := func(i int) string { return fmt.Sprintf("%s-%d-%d", driverName, round, i) }
 	wait := func(ctx context.Context, h *engine.Handle, err error) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
 		if err == nil {
 			_, err = h.Wait(ctx)
+		}
+		if ctx.Err() != nil {
+			ops, _ := d.engine.Operations(t.Context(), "")
+			return fmt.Errorf("it does not end: %+v", ops)
 		}
 		return err
 	}
