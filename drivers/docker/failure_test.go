@@ -29,3 +29,7 @@ func TestImagesAreFetched(t *testing.T) {
 		return Open(Config{Config: container.Config{Dir: dir, ImagePolicy: policy}, Host: "unix://" + socket})
 	})
 }
+
+func TestHealthChecksSayWhatIsReady(t *testing.T) {
+	enginetest.Health(t, enginetest.Use(t, enginetest.Docker), opener)
+}

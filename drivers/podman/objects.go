@@ -164,7 +164,13 @@ type inspected struct {
 		OOMKilled           bool
 		Health, Healthcheck struct{ Status string }
 	}
-	Config          struct{ Labels map[string]string }
+	Config struct {
+		Labels      map[string]string
+		Healthcheck struct {
+			Test     []string
+			Interval time.Duration
+		}
+	}
 	Mounts          []struct{ Type, Name string }
 	NetworkSettings struct {
 		Networks map[string]struct{ IPAddress, GlobalIPv6Address string }
@@ -175,10 +181,14 @@ type inspected struct {
 var states = map[string]string{"configured": container.StateCreated, "initialized": container.StateCreated, "stopped": container.StateExited,
 	"stopping": container.StateRunning}
 
+func (e *engine) inspect(ctx context.Context, nameOrID string) (*inspected, error) {
+	c := &inspected{}
+	return c, e.api.do(ctx, call{what: "inspect container", about: nameOrID, method: "GET", path: "/containers/" + nameOrID + "/json"}, c)
+}
+
 // FindContainer implements container.Containers.
 func (e *engine) FindContainer(ctx context.Context, nameOrID string) (*container.Found, error) {
-	var c inspected
-	err := e.api.do(ctx, call{what: "inspect container", about: nameOrID, method: "GET", path: "/containers/" + nameOrID + "/json"}, &c)
+	c, err := e.inspect(ctx, nameOrID)
 	if err != nil {
 		return nil, err
 	}

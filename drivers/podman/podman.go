@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -35,6 +36,7 @@ type engine struct {
 	api      *api
 	cfg      Config
 	rootless bool
+	checks   checks
 }
 
 var _ container.Engine = (*engine)(nil)
@@ -42,6 +44,9 @@ var _ container.Engine = (*engine)(nil)
 // Open opens the driver.
 func Open(cfg Config) (*container.Driver, error) {
 	cfg.Type = "podman"
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	if cfg.Boot == nil {
 		cfg.Boot = boot
 	}
@@ -132,12 +137,23 @@ func (e *engine) Events(ctx context.Context, label, value string, begin func() e
 	c := call{what: "watch", about: "events", method: "GET", path: "/events", query: url.Values{"stream": {"true"},
 		"since":   {fmt.Sprint(time.Now().Add(-time.Second).Unix())},
 		"filters": {fmt.Sprintf(`{"type":["container"],"label":[%q]}`, label+"="+value)}}}
+	ctx, cancel := context.WithCancel(ctx)
+	r := &rounds{e: e, ctx: ctx}
+	defer r.wait.Wait()
+	defer cancel()
 	resp, err := e.api.send(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if err := begin(); err != nil {
+		return err
+	}
+	there, err := e.ListContainers(ctx, map[string]string{label: value})
+	for _, id := range there {
+		err = errors.Join(err, r.see(id))
+	}
+	if err != nil {
 		return err
 	}
 	lines := bufio.NewScanner(resp.Body)
@@ -155,6 +171,11 @@ func (e *engine) Events(ctx context.Context, label, value string, begin func() e
 		}
 		if err := change(ev.Actor.ID); err != nil {
 			return err
+		}
+		if ev.Action == "start" {
+			if err := r.see(ev.Actor.ID); err != nil {
+				return err
+			}
 		}
 	}
 	if err = lines.Err(); err == nil {

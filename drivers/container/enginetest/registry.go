@@ -156,7 +156,7 @@ func Images(t *testing.T, e *Engine, open func(dir, socket, policy string) (driv
 	create := func(policy, image string) (version string, err error) {
 		r := newRig(t, e, func(dir, socket string) (driver.Driver, error) { return open(dir, socket, policy) })
 		r.must("EnsureWorkspace", r.ensure())
-		s := r.sandboxOf("one", image)
+		s := r.sandboxOf("one", image, sleeps)
 		if err = s.make(); err == nil {
 			version = r.versionOf(s.until(driver.Ready).Objects[0].Name)
 		}

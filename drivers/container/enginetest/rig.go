@@ -108,15 +108,15 @@ const sleeps = `trap 'exit 0' TERM; while :; do sleep 3600 & wait; done`
 
 func (r *rig) sandbox(name string) *subject {
 	r.Helper()
-	return r.sandboxOf(name, Image)
+	return r.sandboxOf(name, Image, sleeps)
 }
 
-func (r *rig) sandboxOf(name, image string) *subject {
+func (r *rig) sandboxOf(name, image, script string) *subject {
 	r.Helper()
 	r.last++
 	s := &subject{r: r, address: fmt.Sprintf("10.214.7.%d", r.last)}
 	id := sandbox.Identity{ID: uuid.NewString(), Driver: r.ws.Driver, Workspace: r.ws.Name, WorkspaceID: r.ws.ID, Name: name}
-	layers, err := r.d.Layers(r.Context(), &driver.Request{Identity: id, Spec: sandbox.Spec{Image: image, Command: []string{"/bin/sh", "-c", sleeps}}})
+	layers, err := r.d.Layers(r.Context(), &driver.Request{Identity: id, Spec: sandbox.Spec{Image: image, Command: []string{"/bin/sh", "-c", script}}})
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -126,7 +126,13 @@ func ratePlain(t *testing.T, api *client.Client, round int) time.Duration {
 		_, err := api.ContainerRemove(ctx, ids[i], client.ContainerRemoveOptions{Force: true})
 		return err
 	})
-	if _, err := api.NetworkRemove(t.Context(), net, client.NetworkRemoveOptions{}); err != nil {
+	n, err := api.NetworkInspect(t.Context(), net, client.NetworkInspectOptions{})
+	for _, stale := range n.Network.Containers { // Docker forgets some at this rate
+		_, left := api.NetworkDisconnect(t.Context(), net, client.NetworkDisconnectOptions{Container: stale.Name, Force: true})
+		err = errors.Join(err, left)
+	}
+	_, left := api.NetworkRemove(t.Context(), net, client.NetworkRemoveOptions{})
+	if err := errors.Join(err, left); err != nil {
 		t.Fatal(err)
 	}
 	return took
