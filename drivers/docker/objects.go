@@ -325,36 +325,19 @@ func (e *engine) ListNetworks(ctx context.Context, labels map[string]string) ([]
 	return out, failed("list", "networks", err)
 }
 
-// RemoveNetwork implements container.Networks. Docker sometimes keeps the place of a container that is gone, and then
-// never removes the network by itself.
+// RemoveNetwork implements container.Networks. When many containers come and go, Docker loses count of the places in a
+// network (seen with 20.10, also of the plain client), and does not remove it until it was started anew.
 func (e *engine) RemoveNetwork(ctx context.Context, name string) error {
 	_, err := e.api.NetworkRemove(ctx, name, client.NetworkRemoveOptions{})
-	if err != nil && strings.Contains(err.Error(), "has active endpoints") {
-		if err := e.freeStale(ctx, name); err != nil {
-			return err
-		}
-		_, err = e.api.NetworkRemove(ctx, name, client.NetworkRemoveOptions{})
+	if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
+		return failed("remove network", name, err)
+	}
+	n, bad := e.api.NetworkInspect(ctx, name, client.NetworkInspectOptions{})
+	if bad == nil && len(n.Network.Containers) == 0 {
+		err = fmt.Errorf("%w (no container is in it: Docker has lost count, and restarting the engine mends that)", words(err))
+		return container.Failed(fault.Conflict, "docker", "remove network", name, err)
 	}
 	return failed("remove network", name, err)
-}
-
-// freeStale takes places of containers that are gone out of a network. Those of others stay.
-func (e *engine) freeStale(ctx context.Context, name string) error {
-	n, err := e.api.NetworkInspect(ctx, name, client.NetworkInspectOptions{})
-	if err != nil {
-		return failed("inspect network", name, err)
-	}
-	for id, p := range n.Network.Containers {
-		if !strings.HasPrefix(id, "ep-") { // it has the id of a container
-			continue
-		}
-		e.cfg.Logger.Warn("a place in a network is taken by a container that is gone", "network", n.Network.Name, "container", p.Name)
-		_, err := e.api.NetworkDisconnect(ctx, name, client.NetworkDisconnectOptions{Container: p.Name, Force: true})
-		if err != nil && !errdefs.IsNotFound(err) {
-			return failed("disconnect container", p.Name+" from network "+name, err)
-		}
-	}
-	return nil
 }
 
 // CreateVolume implements container.Volumes.

@@ -73,11 +73,26 @@ func TestDockerRate(t *testing.T) {
 	if got < rateWanted {
 		t.Errorf("MISSED: %.2f", got)
 	}
+	// At this rate Docker loses count of a network's places, and does not remove it until it was started anew.
+	if err := errors.Join(w.engine.Order("stop"), w.engine.Order("start")); err != nil {
+		t.Fatal(err)
+	}
+	for round := range rateRounds {
+		if _, err := api.NetworkRemove(t.Context(), rateNetwork(round), client.NetworkRemoveOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	h, err := d.engine.DeleteWorkspace(w.name, crashWorkspace, sandbox.Origin{})
+	if err == nil {
+		_, err = h.Wait(t.Context())
+	}
 	stop()
-	if err := errors.Join(<-done, api.Close()); err != nil {
+	if err := errors.Join(err, <-done, api.Close()); err != nil {
 		t.Error(err)
 	}
 }
+
+func rateNetwork(round int) string { return fmt.Sprintf("plain-%d", round) }
 
 func rate(d time.Duration) float64 { return rateCount / d.Seconds() }
 
@@ -101,8 +116,8 @@ var rateCommand = []string{"/bin/sh", "-c", "trap 'exit 0' TERM; sleep 3600 & wa
 // ratePlain makes the containers as a program would that knows nothing of sandboxes.
 func ratePlain(t *testing.T, api *client.Client, round int) time.Duration {
 	t.Helper()
-	net := fmt.Sprintf("plain-%d", round)
-	subnet := netip.MustParsePrefix("10.111.0.0/24")
+	net := rateNetwork(round)
+	subnet := netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", 111+round))
 	if _, err := api.NetworkCreate(t.Context(), net, client.NetworkCreateOptions{Driver: "bridge",
 		IPAM: &network.IPAM{Config: []network.IPAMConfig{{Subnet: subnet, Gateway: subnet.Addr().Next()}}}}); err != nil {
 		t.Fatal(err)
@@ -115,7 +130,7 @@ func ratePlain(t *testing.T, api *client.Client, round int) time.Duration {
 				Env: []string{"A=1", "B=2", "C=3"}, Labels: map[string]string{"a": "1", "b": "2", "c": "3", "d": "4", "e": "5", "f": "6", "g": "7", "h": "8", "i": "9"}},
 			HostConfig: &container.HostConfig{NetworkMode: container.NetworkMode(net), Resources: container.Resources{PidsLimit: &pids}},
 			NetworkingConfig: &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{net: {
-				IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: netip.AddrFrom4([4]byte{10, 111, 0, byte(2 + i)})}}}}})
+				IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: netip.AddrFrom4([4]byte{10, byte(111 + round), 0, byte(2 + i)})}}}}})
 		if err == nil {
 			ids[i] = r.ID
 			_, err = api.ContainerStart(ctx, r.ID, client.ContainerStartOptions{})
@@ -126,15 +141,6 @@ func ratePlain(t *testing.T, api *client.Client, round int) time.Duration {
 		_, err := api.ContainerRemove(ctx, ids[i], client.ContainerRemoveOptions{Force: true})
 		return err
 	})
-	n, err := api.NetworkInspect(t.Context(), net, client.NetworkInspectOptions{})
-	for _, stale := range n.Network.Containers { // Docker forgets some at this rate
-		_, left := api.NetworkDisconnect(t.Context(), net, client.NetworkDisconnectOptions{Container: stale.Name, Force: true})
-		err = errors.Join(err, left)
-	}
-	_, left := api.NetworkRemove(t.Context(), net, client.NetworkRemoveOptions{})
-	if err := errors.Join(err, left); err != nil {
-		t.Fatal(err)
-	}
 	return took
 }
 
@@ -166,9 +172,5 @@ func rateGateway(t *testing.T, d *Daemon, driverName string, round int) time.Dur
 		h, err := d.engine.DeleteSandbox(id(i), sandbox.Origin{})
 		return wait(ctx, h, err)
 	})
-	h, err = d.engine.DeleteWorkspace(driverName, crashWorkspace, sandbox.Origin{})
-	if err := wait(t.Context(), h, err); err != nil {
-		t.Fatal(err)
-	}
 	return took
 }
