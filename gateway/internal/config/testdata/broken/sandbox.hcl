@@ -1,5 +1,5 @@
 extension "x" {
-  command  = "/bin/true"
+  command  = "/no/such/program"
   checksum = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
   sandbox  = "landlok"
   paths {
