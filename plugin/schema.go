@@ -68,6 +68,7 @@ func attributeOf(name string, f reflect.StructField, words []string) (*extension
 	}
 	a := &extension.Attribute{Name: name, Type: typ, Sensitive: slices.Contains(words, "sensitive"),
 		Deprecated: f.Tag.Get("deprecated"), Description: f.Tag.Get("doc"), Example: f.Tag.Get("example")}
+	a.Whole = typ == "number" && !isFloat(f.Type)
 	def, hasDefault := f.Tag.Lookup("default")
 	a.Required = !hasDefault && !slices.Contains(words, "optional")
 	if hasDefault {
@@ -88,6 +89,13 @@ func attributeOf(name string, f reflect.StructField, words []string) (*extension
 		}
 	}
 	return a, nil
+}
+
+func isFloat(t reflect.Type) bool {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	return t.Kind() == reflect.Float32 || t.Kind() == reflect.Float64
 }
 
 func literal(text, typ string) any {

@@ -22,7 +22,7 @@ type config struct {
 
 type poolConfig struct {
 	CIDR         string   `json:"cidr" doc:"the range, for example 10.80.0.0/16"`
-	SubnetPrefix int      `json:"subnet_prefix" config:"optional" doc:"the prefix length of a workspace's subnet"`
+	SubnetPrefix int      `json:"subnet_prefix" config:"optional" min:"1" max:"126" doc:"the prefix length of a workspace's subnet"`
 	Reserved     []string `json:"reserved" config:"optional" doc:"addresses and ranges that are given to nobody"`
 	Workspaces   []string `json:"workspaces" config:"optional" doc:"globs of the workspaces that take from it; absent: all"`
 }

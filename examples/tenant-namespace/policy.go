@@ -30,9 +30,9 @@ type tenantConfig struct {
 
 // amounts is a block of resources as an operator writes it.
 type amounts struct {
-	CPU    float64 `json:"cpu" config:"optional"`
+	CPU    float64 `json:"cpu" config:"optional" min:"0" max:"1000000"`
 	Memory string  `json:"memory" config:"optional"`
-	PIDs   int64   `json:"pids" config:"optional"`
+	PIDs   int64   `json:"pids" config:"optional" min:"0"`
 }
 
 // tenant is what sandboxes of the workspaces that fit its name get, checked.

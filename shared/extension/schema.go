@@ -18,7 +18,8 @@ type Attribute struct {
 	Sensitive   bool     `json:"sensitive,omitempty"`  // never logged or shown; its digest stands for it
 	Deprecated  string   `json:"deprecated,omitempty"` // what to use instead
 	Enum        []any    `json:"enum,omitempty"`
-	Min         *float64 `json:"min,omitempty"` // of a number
+	Whole       bool     `json:"whole,omitempty"` // of a number: it has no fraction, and 64 bits hold it
+	Min         *float64 `json:"min,omitempty"`   // of a number
 	Max         *float64 `json:"max,omitempty"`
 	Description string   `json:"description,omitempty"`
 	Example     string   `json:"example,omitempty"`

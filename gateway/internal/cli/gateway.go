@@ -165,7 +165,7 @@ func validateCommand(env Env) *cobra.Command {
 	var out format
 	cmd := &cobra.Command{
 		Use: "validate PATH...", Short: "Check a configuration", Args: cobra.MinimumNArgs(1),
-		Long: "Checks a configuration: exits with 0 or 1 and starts nothing. With --launch it launches the extensions and\nnegotiates with them too, and ends them again.",
+		Long: "Checks a configuration: exits with 0 or 1 and starts nothing. What an extension takes in its\nconfig block is known from when its program was last started, by a gateway or by --launch; where it is not, a warning\nsays so. With --launch it launches the extensions and negotiates with them too, and ends them again.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			findings, err := check(cmd.Context(), args, launch, dev)
 			if err != nil {

@@ -34,6 +34,5 @@ func LoadBlock(path string, schema extension.ConfigSchema, variables map[string]
 	}
 	raw, diags := DecodeBody(body, schema, ctx, hcl.Range{Filename: path, Start: hcl.InitialPos, End: hcl.InitialPos}, who)
 	f.extend(diags)
-	f.sort()
 	return raw, f
 }

@@ -58,6 +58,9 @@ func bodySchema(s extension.ConfigSchema) *hcl.BodySchema {
 
 func (d *decoder) body(body hcl.Body, s extension.ConfigSchema, at hcl.Range) map[string]any {
 	content, diags := body.Content(bodySchema(s))
+	for _, one := range diags {
+		one.Detail += fmt.Sprintf(" So says %s.", d.who)
+	}
 	d.diags = append(d.diags, diags...)
 	out := map[string]any{}
 	if content == nil {
@@ -110,6 +113,10 @@ func (d *decoder) attribute(attr *hcl.Attribute, a extension.Attribute) (any, bo
 		}
 		return a.Default, a.Default != nil
 	}
+	if v.Type().IsCollectionType() && hasNull(v) {
+		d.wrong(attr.Expr.Range(), "Missing value", "%s of %s has a null in it, and null is no value.", a.Name, d.who)
+		return nil, false
+	}
 	d.bounds(attr, a, v)
 	return jsonOf(v)
 }
@@ -127,6 +134,14 @@ func typeOf(text string) (cty.Type, error) {
 		return cty.NilType, diags
 	}
 	return t, nil
+}
+
+func hasNull(v cty.Value) (found bool) {
+	_ = cty.Walk(v, func(_ cty.Path, v cty.Value) (bool, error) {
+		found = found || v.IsNull()
+		return !found, nil
+	})
+	return found
 }
 
 func jsonOf(v cty.Value) (any, bool) {
@@ -157,6 +172,9 @@ func (d *decoder) bounds(attr *hcl.Attribute, a extension.Attribute, v cty.Value
 		return
 	}
 	n := v.AsBigFloat()
+	if _, exact := n.Int64(); a.Whole && exact != big.Exact {
+		d.wrong(attr.Expr.Range(), "Not an integer", "%s of %s takes a whole number that 64 bits hold.", a.Name, d.who)
+	}
 	if a.Min != nil && n.Cmp(big.NewFloat(*a.Min)) < 0 || a.Max != nil && n.Cmp(big.NewFloat(*a.Max)) > 0 {
 		d.wrong(attr.Expr.Range(), "Number out of range", "%s of %s takes a number%s.", a.Name, d.who, between(a))
 	}

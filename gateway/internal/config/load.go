@@ -120,7 +120,6 @@ func (s *sources) load(o Options, f *Findings) *Config {
 		all.Activations = append(all.Activations, one.Activations...)
 	}
 	c := (&checker{options: o, findings: f, ctx: ctx}).check(&all)
-	f.sort()
 	if f.HasErrors() {
 		return nil
 	}
@@ -210,6 +209,12 @@ func (f *Findings) Add(at hcl.Range, summary, detail string) {
 	f.add(&at, summary, detail)
 }
 
+// Warn is Add for what keeps nobody from using the configuration.
+func (f *Findings) Warn(at hcl.Range, summary, detail string) {
+	f.Add(at, summary, detail)
+	f.diags[len(f.diags)-1].Severity = hcl.DiagWarning
+}
+
 // AddDiagnostics puts diagnostics of a body that was decoded elsewhere into the list.
 func (f *Findings) AddDiagnostics(d hcl.Diagnostics) { f.extend(d) }
 
@@ -234,6 +239,7 @@ func (f *Findings) sort() {
 
 // String tells the findings in one line each.
 func (f *Findings) String() string {
+	f.sort()
 	var lines []string
 	for _, d := range f.diags {
 		where := ""

@@ -17,6 +17,7 @@ import (
 
 // Render writes the findings for people: what, where, the line with a mark under it, and what was expected.
 func (f *Findings) Render(w io.Writer) error {
+	f.sort()
 	for _, d := range f.diags {
 		if _, err := io.WriteString(w, f.text(d)+"\n"); err != nil {
 			return err
@@ -159,6 +160,7 @@ func secretRanges(body hcl.Body) []hcl.Range {
 
 // JSON writes the findings in the shape that Terraform's validate -json has, which editors know.
 func (f *Findings) JSON(w io.Writer) error {
+	f.sort()
 	out := report{FormatVersion: "1.0", Valid: !f.HasErrors(), Diagnostics: []diagnostic{}}
 	for _, d := range f.diags {
 		x := f.diagnostic(d)

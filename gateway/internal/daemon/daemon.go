@@ -43,6 +43,7 @@ type Options struct {
 	Reload    <-chan os.Signal     // nil: only the API reloads
 	Manager   Manager              // is told how the gateway is
 
+	schemas schemas // where what extensions say of their configuration is kept; none: in the data directory
 	between between // for tests of this package
 }
 
@@ -65,6 +66,7 @@ type Daemon struct {
 	engine     *engine.Engine
 	catalog    *catalog
 	doors      *doors
+	schemas    schemas
 
 	reloading sync.Mutex // one reload at a time
 	mu        sync.Mutex
@@ -105,7 +107,10 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	if opts.DataDir != "" {
 		cfg.Gateway.DataDir = opts.DataDir
 	}
-	d := &Daemon{opts: opts, log: opts.Logger, open: map[string]openDriver{}, idle: make(chan struct{}, 1)}
+	d := &Daemon{opts: opts, log: opts.Logger, schemas: opts.schemas, open: map[string]openDriver{}, idle: make(chan struct{}, 1)}
+	if d.schemas == nil {
+		d.schemas = schemas{filepath.Join(cfg.Gateway.DataDir, schemasDir)}
+	}
 	defer func() {
 		if err != nil || findings.HasErrors() {
 			err = errors.Join(err, d.close())

@@ -233,15 +233,10 @@ func Check(ctx context.Context, opts Options) (_ *config.Findings, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(opts.DataDir)) }()
+	opts.schemas = schemas{ownSchemas()}
 	d, f, err := New(ctx, opts)
 	if d == nil || err != nil {
 		return f, err
 	}
 	return f, d.close()
-}
-
-// CheckOffline validates a configuration without starting anything.
-func CheckOffline(opts Options) *config.Findings {
-	_, f := config.Load(opts.Paths, config.Options{Dev: opts.Dev, Types: drivers.Names()})
-	return f
 }

@@ -129,10 +129,11 @@ func (d *Daemon) decode(gen *generation, list []*candidate, f *config.Findings) 
 				continue
 			}
 		}
-		f.Hide(config.Sensitive(c.block.Config, c.schema))
-		raw, diags := config.DecodeBody(c.block.Config, c.schema, gen.config.Context(), c.block.Range, fmt.Sprintf("extension %q %s", m.Name, m.Version))
-		f.AddDiagnostics(diags)
-		c.config = raw
+		said := described{Name: m.Name, Version: m.Version, Schema: c.schema}
+		if err := d.schemas.keep(c.copy, said); err != nil {
+			d.log.Warn("what the extension says of its configuration was not kept for validating offline", "extension", m.Name, "err", err)
+		}
+		c.config = decodeExtension(gen.config, c.block, said, f)
 	}
 }
 

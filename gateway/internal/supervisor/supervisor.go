@@ -254,6 +254,20 @@ func (s *Supervisor) openCopy(spec Spec) (*program, error) {
 	return s.store.open(spec)
 }
 
+// Reference returns the reference that Keep returns for a spec, and keeps nothing.
+func Reference(spec Spec) (string, error) {
+	spec, err := spec.checked()
+	if err != nil {
+		return "", err
+	}
+	prog, err := openProgram(spec, nil)
+	if err != nil {
+		return "", err
+	}
+	defer prog.close()
+	return reference(prog), nil
+}
+
 // Keep puts a copy of a verified program into the store, durably, and returns the reference for Spec.Copy. What is
 // there already is left as it is. The interpreter of a script is not kept.
 func (s *Supervisor) Keep(spec Spec) (string, error) {
