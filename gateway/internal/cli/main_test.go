@@ -97,6 +97,7 @@ func newSite(t *testing.T) *site {
 	}
 	s := &site{t: t, dir: dir, listen: "unix://" + dir + "/gw.sock"}
 	s.env = map[string]string{"SANDGATE_ADDR": s.listen}
+	t.Setenv("XDG_CACHE_HOME", dir+"/cache")
 	t.Cleanup(func() {
 		s.end()
 		if t.Failed() {

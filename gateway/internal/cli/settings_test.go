@@ -75,7 +75,6 @@ var brokenSettings = []setting{
 // start of the gateway.
 func TestBrokenSettings(t *testing.T) {
 	s := newSite(t)
-	t.Setenv("XDG_CACHE_HOME", s.dir+"/cache")
 	s.write(s.chain("enforce"))
 	if _, said, _ := s.run("config", "validate", "--dev", s.config()); strings.Count(said, "Warning: Settings not checked") != 2 {
 		t.Errorf("before anything was started, validate says:\n%s", said)
