@@ -18,23 +18,42 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/sandgate/sandgate/drivers"
+	"github.com/sandgate/sandgate/drivers/container/enginetest"
 	"github.com/sandgate/sandgate/gateway/internal/api/openshelltest"
 	computev1 "github.com/sandgate/sandgate/shared/proto/compute/v1"
 )
 
 // doorBase is what the checks of the compute door need to know of a base driver.
 type doorBase struct {
-	block   string   // of its configuration
-	kind    string   // whose labels and image the extension may set
-	image   string   // of a sandbox
-	runs    []string // a command that runs until it is stopped
-	exits   []string // a command that ends by itself with the code 3 after a moment; nil: none
-	missing []string // a command with which the driver refuses the create itself; nil: none
+	engine  enginetest.Kind // that it needs; "" for none
+	setting string          // of its configuration: where the engine's socket goes
+	block   string          // of its configuration
+	kind    string          // whose labels and image the extension may set
+	image   string          // of a sandbox
+	runs    []string        // a command that runs until it is stopped
+	exits   []string        // a command that ends by itself with the code 3 after a moment; nil: none
+	missing []string        // a command with which the driver refuses the create itself; nil: none
 }
 
 // doorBases has a line for every built-in driver. Whoever adds one adds it here, and gets every check.
 var doorBases = map[string]doorBase{
 	"native": {kind: "Process", runs: []string{"/bin/sleep", "600"}, exits: []string{"/bin/sh", "-c", "sleep 0.3; exit 3"}, missing: []string{"/no/such/program"}},
+	"docker": {kind: "Container", engine: enginetest.Docker, setting: "host", image: enginetest.Image, runs: untilTerm,
+		exits: []string{"sh", "-c", "sleep 0.3; exit 3"}},
+	"podman": {kind: "Container", engine: enginetest.Podman, setting: "socket", image: enginetest.Image, runs: untilTerm,
+		exits: []string{"sh", "-c", "sleep 0.3; exit 3"}},
+}
+
+// untilTerm ends at SIGTERM, which a first process ignores by itself.
+var untilTerm = []string{"sh", "-c", "trap 'exit 0' TERM; sleep 600 & wait"}
+
+// on is the base with the engine that it needs, which this starts.
+func (b doorBase) on(t *testing.T) doorBase {
+	if b.engine != "" {
+		b.block = fmt.Sprintf("config {\n  %s = %q\n  stop_timeout = \"1s\"\n  image_policy = \"never\"\n  default_image = %q\n}\n",
+			b.setting, "unix://"+enginetest.Use(t, b.engine).Socket, b.image)
+	}
+	return b
 }
 
 // doorCheck is one thing that an OpenShell gateway relies on. The rule says where it comes from: the number of the
@@ -59,23 +78,28 @@ func TestTheDoorServesAnOpenShellGateway(t *testing.T) {
 			t.Errorf("driver %q has no line in doorBases", name)
 			continue
 		}
-		for _, gen := range []openshelltest.Generation{openshelltest.First, openshelltest.Second} {
-			t.Run(fmt.Sprintf("%s/G%d", name, gen), func(t *testing.T) {
-				t.Parallel()
-				r := newDoorRig(t, name, base, gen)
-				n := 0
-				for _, c := range checks {
-					if c.only != 0 && c.only != gen {
-						continue
-					}
-					n++
-					t.Run(c.rule+": "+c.name, func(t *testing.T) { c.run(&probe{T: t, doorRig: r}) })
+		t.Run(name, func(t *testing.T) { doorChecks(t, name, base.on(t), checks) })
+	}
+}
+
+// doorChecks makes the checks over one base, as a gateway of each generation.
+func doorChecks(t *testing.T, name string, base doorBase, checks []doorCheck) {
+	for _, gen := range []openshelltest.Generation{openshelltest.First, openshelltest.Second} {
+		t.Run(fmt.Sprintf("G%d", gen), func(t *testing.T) {
+			t.Parallel()
+			r := newDoorRig(t, name, base, gen)
+			n := 0
+			for _, c := range checks {
+				if c.only != 0 && c.only != gen {
+					continue
 				}
-				if n < atLeast {
-					t.Errorf("%d checks, want %d at least", n, atLeast)
-				}
-			})
-		}
+				n++
+				t.Run(c.rule+": "+c.name, func(t *testing.T) { c.run(&probe{T: t, doorRig: r}) })
+			}
+			if n < atLeast {
+				t.Errorf("%d checks, want %d at least", n, atLeast)
+			}
+		})
 	}
 }
 
