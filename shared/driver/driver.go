@@ -24,9 +24,9 @@
 //
 // Any method may be called concurrently for different sandboxes; for one sandbox the gateway calls one mutating
 // method at a time. When ctx ends, a method returns soon; what it did stays, and is in doubt. Errors are
-// faults: Invalid and FailedPrecondition are final, AlreadyExists and Conflict mean that someone else's object is
-// in the way and nothing of it was changed, ResourceExhausted and Unavailable may pass; anything else leaves the
-// call in doubt.
+// faults. AlreadyExists and Conflict mean that someone else's object is in the way and nothing of it was changed.
+// Unavailable, DeadlineExceeded, Canceled, Internal and what is no fault leave the call in doubt; every other code is
+// an answer, and ends the call. InDoubt is that rule.
 package driver
 
 import (
@@ -36,6 +36,7 @@ import (
 	"time"
 
 	"github.com/sandgate/sandgate/shared/extension"
+	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/plan"
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
@@ -221,4 +222,14 @@ type Event struct {
 	Status  *Status          // what it is now
 	Deleted sandbox.Identity // set (and Status nil) when it is there no more
 	Synced  bool             // the snapshot is complete
+}
+
+// InDoubt reports whether a call that returned err may have had, or may yet have, its effect: whoever made it asks Get,
+// and makes it again.
+func InDoubt(err error) bool {
+	switch fault.CodeOf(err) {
+	case fault.Unavailable, fault.DeadlineExceeded, fault.Canceled, fault.Internal:
+		return true
+	}
+	return false
 }

@@ -55,7 +55,7 @@ func (x *execution) build(c call, s *Step) error {
 		if x.e.ctx.Err() != nil {
 			return x.e.Err()
 		}
-		if err != nil && inDoubt(err) && x.alreadyDone(c) {
+		if err != nil && driver.InDoubt(err) && x.alreadyDone(c) {
 			err = nil
 		}
 		if err == nil {
@@ -67,7 +67,7 @@ func (x *execution) build(c call, s *Step) error {
 			x.end(s, StepCancelled, err)
 			return context.Cause(x.ctx)
 		}
-		if !inDoubt(err) || s.Attempt >= launchAttempts {
+		if !driver.InDoubt(err) || s.Attempt >= launchAttempts {
 			// After an attempt whose outcome is unknown something of ours may be there as well.
 			x.op.Refused = c == callCreate && s.Attempt == 1 && fault.Is(err, fault.AlreadyExists)
 			x.end(s, StepFailed, err)
@@ -130,15 +130,6 @@ func (x *execution) removed(c call) {
 			sb.Ended, sb.Objects, sb.Addresses = &now, nil, nil
 		})
 	}
-}
-
-// inDoubt reports whether the driver call may have had, or may yet have, its effect.
-func inDoubt(err error) bool {
-	switch fault.CodeOf(err) {
-	case fault.Unavailable, fault.DeadlineExceeded, fault.Canceled, fault.Internal:
-		return true
-	}
-	return false
 }
 
 // alreadyDone settles a call in doubt by asking the driver for the sandbox.
