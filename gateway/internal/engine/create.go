@@ -226,7 +226,7 @@ func (p *planner) plan(ctx context.Context, ws *Workspace) error {
 	}
 	layers, err := p.d.Driver.Layers(ctx, &driver.Request{Identity: p.sb.Identity, Spec: p.sb.Spec, Config: p.sb.Spec.DriverConfig})
 	if err != nil {
-		return err
+		return pipeline.Shorten(err)
 	}
 	prepared, err := p.d.Chain.Prepare(ctx, p.step(), p.e.pipelineSubject(p.d, p.sb), layers, p.wsPlan)
 	if prepared != nil {
@@ -238,8 +238,8 @@ func (p *planner) plan(ctx context.Context, ws *Workspace) error {
 	p.prepared = prepared
 	p.leaveOut(prepared.Without)
 	p.sb.Layers, p.sb.Requires, p.op.Observed = prepared.Layers, prepared.Requires, prepared.Observed
-	return p.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: p.sb.Identity, Request: p.sb.Spec.Request, Plan: prepared.Plan, Workspace: p.wsPlan,
-		Requires: prepared.Requires, Preview: p.preview})
+	return pipeline.Shorten(p.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: p.sb.Identity, Request: p.sb.Spec.Request,
+		Plan: prepared.Plan, Workspace: p.wsPlan, Requires: prepared.Requires, Preview: p.preview}))
 }
 
 func (p *planner) leaveOut(names []string) {

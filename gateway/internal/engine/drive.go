@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
@@ -148,6 +149,10 @@ func (x *execution) alreadyDone(c call) bool {
 
 // callDriver makes the call once, under the driver's timeout.
 func (x *execution) callDriver(ctx context.Context, c call) error {
+	return pipeline.Shorten(x.makeCall(ctx, c))
+}
+
+func (x *execution) makeCall(ctx context.Context, c call) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, x.d.DriverTimeout,
 		fault.New(fault.DeadlineExceeded, "no answer within %v; the outcome is unknown", x.d.DriverTimeout))
 	defer cancel()

@@ -277,8 +277,8 @@ func (x *execution) compute(layers []plan.Layer) error {
 func (x *execution) resolve() error {
 	ctx, cancel := context.WithTimeout(x.ctx, x.d.DriverTimeout)
 	defer cancel()
-	return x.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: x.sb.Identity, Request: x.sb.Spec.Request, Plan: x.plan, Workspace: x.wsPlan,
-		Requires: x.sb.Requires})
+	return pipeline.Shorten(x.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: x.sb.Identity, Request: x.sb.Spec.Request,
+		Plan: x.plan, Workspace: x.wsPlan, Requires: x.sb.Requires}))
 }
 
 // subject says who the call is about.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 	"github.com/sandgate/sandgate/shared/sandbox"
@@ -125,6 +126,7 @@ func (e *Engine) runEnsure(ctx context.Context, s *subject, op Operation, h *Han
 	}
 	layers, err := d.Driver.WorkspaceLayers(ctx, sandbox.Workspace{ID: s.id, Driver: d.Name, Name: op.Name})
 	if err != nil {
+		err = pipeline.Shorten(err)
 		e.failEnsure(s, ws, d.Name, op.Name, err)
 		h.finish(op, err)
 		return

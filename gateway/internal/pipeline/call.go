@@ -56,7 +56,7 @@ func (c *Chain) attempt(ctx context.Context, b *Bind, r *Request) (*extension.An
 	report.Duration = time.Since(report.Started)
 	switch {
 	case err != nil:
-		report.Err = shorten(failure(callCtx, err))
+		report.Err = Shorten(failure(callCtx, err))
 	case a == nil:
 		report.Err = fault.New(fault.Internal, "it answered nothing")
 	case a.Denied:

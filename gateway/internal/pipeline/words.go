@@ -8,7 +8,7 @@ import (
 	"github.com/sandgate/sandgate/shared/fault"
 )
 
-// What an extension says to people is kept in the journal and in the audit, and goes to every client that lists them.
+// What an extension or a driver says to people is kept in the journal and in the audit, and goes to every client that lists them.
 // A decision stands however long its words are, so they are cut rather than refused.
 
 // abridge keeps of diagnostics as much as fits.
@@ -27,8 +27,11 @@ func abridge(list []fault.Diagnostic) []fault.Diagnostic {
 	return out
 }
 
-// shorten does the same to an error. One that is short stays what it is.
-func shorten(err error) error {
+// Shorten does the same to an error, of a driver too. One that is short, or none, stays what it is.
+func Shorten(err error) error {
+	if err == nil {
+		return nil
+	}
 	diagnostics, size := fault.DiagnosticsOf(err), len(err.Error())
 	for _, d := range diagnostics {
 		size += len(d.Path) + len(d.Summary) + len(d.Detail)
