@@ -165,7 +165,7 @@ func (e *Engine) plannedCreate(ctx context.Context, s *subject, op Operation, h 
 	}
 	for _, l := range p.prepared.Layers {
 		if l.Phase == phase.PreparePlan {
-			x.auditLayer(l, p.prepared.Plan)
+			x.auditLayer(l, nil, p.prepared.Plan)
 		}
 	}
 	return x, nil

@@ -243,6 +243,28 @@ func TestScenario41AnOverrideEndsWithItsRun(t *testing.T) {
 	})
 }
 
+// An override is in the audit once, however often its owner contributes something else later.
+func TestAnOverrideIsAuditedOnce(t *testing.T) {
+	bubble(t, rigOptions{}, []string{"a"}, func(t *testing.T, r *rig) {
+		r.exts[0].on(phase.PreparePlan, contribute(map[string]any{"image": "mirror/alpine"}))
+		r.exts[0].on(phase.BeforeStart, contribute(map[string]any{"annotations": map[string]any{"note": "of-a"}}))
+		id := r.life()
+		r.must(r.stop(id))
+		r.must(r.start(id))
+		lines, err := r.engine.Audit(t.Context(), id, 0)
+		r.must(err)
+		n := 0
+		for _, l := range lines {
+			if l.What == "override" {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("the override is in the audit %d times, want once", n)
+		}
+	})
+}
+
 func TestScenario45TheClusterIsDestroyedForGood(t *testing.T) {
 	bubble(t, rigOptions{drives: true}, []string{"a", "b"}, func(t *testing.T, r *rig) {
 		id := r.life()

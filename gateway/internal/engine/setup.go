@@ -172,22 +172,28 @@ func (x *execution) answered(s *Step, h *holding, r pipeline.Result) error {
 
 // contributed keeps a contribution with the subject.
 func (x *execution) contributed(l plan.Layer, p *plan.Plan) {
+	before := x.plan
 	x.plan = p
 	if x.sb == nil {
 		x.updateWorkspace(func(ws *Workspace) { ws.Pending = append(slices.Clone(ws.Pending), l) })
 	} else {
 		x.update(func(sb *Sandbox) { sb.Layers = append(slices.Clone(sb.Layers), l) })
 	}
-	x.auditLayer(l, p)
+	x.auditLayer(l, before, p)
 }
 
-// auditLayer writes down a contribution, and what it took from others.
-func (x *execution) auditLayer(l plan.Layer, p *plan.Plan) {
+// auditLayer writes down a contribution, and what it took from others: not what its owner had taken before it. before
+// is nil where all of p is new.
+func (x *execution) auditLayer(l plan.Layer, before, p *plan.Plan) {
+	var known []plan.Override
+	if before != nil {
+		known = before.Overrides()
+	}
 	for _, o := range l.Objects {
 		x.audit(AuditEntry{What: "contribution", Extension: string(l.Owner), Phase: l.Phase, Text: o.Ref()})
 	}
 	for _, o := range p.Overrides() {
-		if o.Owner == l.Owner {
+		if o.Owner == l.Owner && !slices.Contains(known, o) {
 			x.audit(AuditEntry{What: "override", Extension: string(l.Owner), Phase: l.Phase,
 				Text: fmt.Sprintf("%s %s, which was set by %s", o.Object, o.Path, o.Old)})
 		}
