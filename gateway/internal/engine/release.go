@@ -14,7 +14,8 @@ import (
 )
 
 // quiesce calls a teardown phase that holds nothing, in reverse order. Nobody blocks a termination: what fails is
-// recorded. The calls go to the extensions that are active for the sandbox and still bound.
+// recorded. The calls go to the extensions that are active for the sandbox and still bound, disabled ones too: an
+// operator's switch ends setup phases only.
 func (x *execution) quiesce(p phase.Phase) error {
 	for _, b := range slices.Backward(x.participants(p)) {
 		if err := x.overtaken(); err != nil {
@@ -38,11 +39,6 @@ func (x *execution) quiesce(p phase.Phase) error {
 }
 
 func (x *execution) quiesceOne(s *Step, h *holding) error {
-	if disabled, _ := x.e.Disabled(s.Extension); disabled {
-		s.Started = x.e.Now()
-		x.end(s, StepLeftOut, fault.New(fault.FailedPrecondition, "extension %q is disabled", s.Extension))
-		return nil
-	}
 	s.Attempt++
 	if err := x.intend(s, h); err != nil {
 		return err

@@ -314,6 +314,18 @@ func TestScenario28DisabledInTheMiddleOfACreate(t *testing.T) {
 	}
 }
 
+// The switch ends setup phases; what ends a sandbox still reaches those who take part in it.
+func TestADisabledExtensionIsToldOfTheEnd(t *testing.T) {
+	bubble(t, rigOptions{}, []string{"a", "b"}, func(t *testing.T, r *rig) {
+		id := r.life()
+		r.must(r.engine.Disable("a", true, "operator"))
+		r.must(r.remove(id))
+		r.same("the delete", r.said("before", "after"), "before_stop b", "before_stop a", "before_delete b", "before_delete a",
+			"after_stop b deleted", "after_stop a deleted", "after_delete b", "after_delete a")
+		r.nothingHeld()
+	})
+}
+
 func TestScenario32TheCallerOfACreateGoesAway(t *testing.T) {
 	bubble(t, rigOptions{}, []string{"a"}, func(t *testing.T, r *rig) {
 		r.exts[0].on(phase.BeforeCreate, func(ctx context.Context, c *extension.Call) (*extension.Answer, error) {
