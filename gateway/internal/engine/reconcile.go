@@ -121,8 +121,9 @@ func subjectID(item extension.Item) string {
 	return item.Workspace.ID
 }
 
-// differences compares both sides. A subject that was called meanwhile, has a call in flight, a step in doubt or a
-// release that waits is left for a later pass.
+// differences compares both sides. A subject that was called meanwhile, has a call in flight or a release that waits is
+// left for a later pass. A doubt is none of these: where nothing runs, its step has ended without an answer, as an
+// after_create whose failure is recorded, and what the extension says now is what settles it.
 func (e *Engine) differences(driver, name string, known, held []extension.Item) []difference {
 	asked := map[string]uint64{}
 	for _, item := range known {
@@ -179,7 +180,7 @@ func (e *Engine) quiet(id, name string, asked map[string]uint64) (bool, Holding)
 		_, was := asked[id]
 		return !was, Holding{Number: s.numberOf(name)}
 	}
-	return asked[id] == h.rec.Number && len(h.busy) == 0 && len(h.rec.Doubt) == 0 && len(h.rec.Releases) == 0, h.rec
+	return asked[id] == h.rec.Number && len(h.busy) == 0 && len(h.rec.Releases) == 0, h.rec
 }
 
 // agreed remembers what a pass found and returns what the one before had found too. Two passes agree when an interval
@@ -314,7 +315,7 @@ func (e *Engine) repairRequest(s *subject, d *Driver, rec Holding, st *Step, gro
 
 // stillDiffers reports whether the ledger still says what two passes saw.
 func (e *Engine) stillDiffers(rec Holding, group []difference) bool {
-	if len(rec.Releases) > 0 || len(rec.Doubt) > 0 {
+	if len(rec.Releases) > 0 {
 		return false
 	}
 	for _, x := range group {
@@ -335,7 +336,7 @@ func (e *Engine) mended(x *execution, st *Step, h *holding, l phase.Lifetime, gr
 		x.op.State, x.op.Error, x.op.Code, outcome = OperationFailed, r.Err.Error(), fault.CodeOf(r.Err).String(), "not mended: "+r.Err.Error()
 		x.end(st, StepFailed, r.Err)
 	} else {
-		rec.Entries = with(rec.Entries, l, r.Entries)
+		rec.Entries, rec.Doubt = with(rec.Entries, l, r.Entries), without(rec.Doubt, l)
 		if r.State != nil {
 			rec.State = r.State
 		}

@@ -307,6 +307,34 @@ func TestScenario26ARepairFindsThatTheLedgerHasItNow(t *testing.T) {
 	})
 }
 
+// An after_create whose failure is recorded leaves a doubt; what it may have taken is found and released by reconcile.
+func TestARecordedFailureIsReconciled(t *testing.T) {
+	bubble(t, rigOptions{authority: true}, []string{"a"}, func(t *testing.T, r *rig) {
+		a := r.exts[0]
+		a.on(phase.AfterCreate, func(_ context.Context, c *extension.Call) (*extension.Answer, error) {
+			_, _ = a.effect(c)
+			return broken(context.Background(), c)
+		})
+		id := r.life()
+		if doubt := r.engine.Holdings()[0].Doubt; !strings.Contains(fmt.Sprint(r.engine.Holdings()), "after_create") {
+			t.Fatalf("there is no doubt: %v", doubt)
+		}
+		time.Sleep(21 * time.Minute) // two passes that agree
+		synctest.Wait()
+		r.same("repairs", r.said("reconcile"), "reconcile a")
+		if held := fmt.Sprint(a.holds()); strings.Contains(held, "a-after_create-"+id) {
+			t.Errorf("what nobody knows of is held still: %s", held)
+		}
+		for _, h := range r.engine.Holdings() {
+			if len(h.Doubt) > 0 {
+				t.Errorf("the doubt stays: %+v", h)
+			}
+		}
+		r.must(r.remove(id))
+		r.nothingHeld()
+	})
+}
+
 func TestScenario27WhatOnlyHoldsCannotBeObserved(t *testing.T) {
 	phases := map[string][]phase.Phase{"a": {phase.BeforeCreate}}
 	modes := map[string]pipeline.Mode{"a": pipeline.Observe}
