@@ -239,7 +239,7 @@ func (p *planner) plan(ctx context.Context, ws *Workspace) error {
 	p.leaveOut(prepared.Without)
 	p.sb.Layers, p.sb.Requires, p.op.Observed = prepared.Layers, prepared.Requires, prepared.Observed
 	return pipeline.Shorten(p.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: p.sb.Identity, Request: p.sb.Spec.Request,
-		Plan: prepared.Plan, Workspace: p.wsPlan, Requires: prepared.Requires, Preview: p.preview}))
+		Plan: prepared.Plan, Workspace: p.wsPlan, Requires: p.sb.required(p.op.Without), Preview: p.preview}))
 }
 
 func (p *planner) leaveOut(names []string) {

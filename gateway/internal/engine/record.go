@@ -3,6 +3,7 @@ package engine
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sandgate/sandgate/gateway/internal/journal"
@@ -43,7 +44,7 @@ type Sandbox struct {
 	Operation  string              `json:"operation"`          // the create: the mark on what the driver made
 	Instance   string              `json:"instance,omitempty"` // of the driver
 	Binds      []ActiveBind        `json:"binds,omitempty"`    // decided at create, in chain order
-	Requires   []string            `json:"requires,omitempty"` // features that extensions need for it
+	Requires   map[string][]string `json:"requires,omitempty"` // features that extensions need for it, by extension
 	Run        Run                 `json:"run"`
 	Addresses  []string            `json:"addresses,omitempty"`
 	Objects    []driver.RealObject `json:"objects,omitempty"`
@@ -253,6 +254,19 @@ type secrets struct {
 	Spec    sandbox.Spec `json:"spec"`
 	Layers  []plan.Layer `json:"layers"`
 	Pending []plan.Layer `json:"pending,omitempty"`
+}
+
+// required returns the features that are needed by the extensions with which it runs: not by those that its create left
+// out, nor by those given.
+func (s *Sandbox) required(without []string) []string {
+	var out []string
+	for name, features := range s.Requires {
+		if !slices.Contains(without, name) && !slices.Contains(s.Binds, ActiveBind{Extension: name, Without: true}) {
+			out = append(out, features...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func (s *Sandbox) unique() string {

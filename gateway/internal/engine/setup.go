@@ -284,7 +284,7 @@ func (x *execution) resolve() error {
 	ctx, cancel := context.WithTimeout(x.ctx, x.d.DriverTimeout)
 	defer cancel()
 	return pipeline.Shorten(x.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: x.sb.Identity, Request: x.sb.Spec.Request,
-		Plan: x.plan, Workspace: x.wsPlan, Requires: x.sb.Requires}))
+		Plan: x.plan, Workspace: x.wsPlan, Requires: x.sb.required(x.op.Without)}))
 }
 
 // subject says who the call is about.

@@ -127,9 +127,9 @@ type Subject struct {
 type Prepared struct {
 	Layers   []plan.Layer // the given ones, then a layer per contribution
 	Plan     *plan.Plan
-	Requires []string      // features that extensions need for this sandbox
-	Without  []string      // left out after a fail_open failure
-	Observed []Observation // of binds in observe mode
+	Requires map[string][]string // features that extensions need for this sandbox, by extension
+	Without  []string            // left out after a fail_open failure
+	Observed []Observation       // of binds in observe mode
 	Calls    []CallReport
 }
 

@@ -150,7 +150,12 @@ func (c *Chain) Prepare(ctx context.Context, op Step, s *Subject, layers []plan.
 
 // contribute applies what an answer contributes. What the plan refuses is a decision.
 func (c *Chain) contribute(b *Bind, a *extension.Answer, out *Prepared, r CallReport) CallReport {
-	out.Requires = appendNew(out.Requires, a.Requires)
+	if len(a.Requires) > 0 {
+		if out.Requires == nil {
+			out.Requires = map[string][]string{}
+		}
+		out.Requires[b.Extension] = a.Requires
+	}
 	if len(a.Contribute) == 0 {
 		return r
 	}
@@ -161,15 +166,6 @@ func (c *Chain) contribute(b *Bind, a *extension.Answer, out *Prepared, r CallRe
 	}
 	out.Plan = next
 	return r
-}
-
-func appendNew(list, more []string) []string {
-	for _, m := range more {
-		if !slices.Contains(list, m) {
-			list = append(list, m)
-		}
-	}
-	return list
 }
 
 // observe asks an extension in observe mode and records what it would have done. Nothing of it is applied.
