@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"testing"
+	"testing/synctest"
 
 	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/shared/driver"
@@ -26,6 +27,7 @@ func (d *resolved) Resolve(ctx context.Context, r *driver.ResolveRequest) error 
 func TestWhatIsLeftOutRequiresNothing(t *testing.T) {
 	for _, failing := range []phase.Phase{phase.BeforeCreate, phase.BeforeStart} {
 		bubble(t, rigOptions{policy: pipeline.FailOpen, attempts: 1}, []string{"a", "b"}, func(t *testing.T, r *rig) {
+			synctest.Wait() // the engine watches the driver
 			d := &resolved{Driver: r.catalog.Current().Drivers["fake"].Driver}
 			r.catalog.Current().Drivers["fake"].Driver = d
 			for i, features := range [][]string{{"labels", "annotations"}, {"labels"}} {
