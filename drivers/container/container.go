@@ -101,7 +101,7 @@ func Open(cfg Config, engine Engine) (*Driver, error) {
 // prepare makes the directory, and returns the name that it has, or gives it one.
 func prepare(dir string) (string, error) {
 	runs := filepath.Join(dir, "runs")
-	if err := os.MkdirAll(runs, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(runs, 0o700), os.MkdirAll(filepath.Join(dir, "asked"), 0o700)); err != nil {
 		return "", err
 	}
 	entries, err := os.ReadDir(runs)

@@ -45,6 +45,9 @@ func (d *Driver) notePath(id string) string { return filepath.Join(d.cfg.Dir, "r
 
 // note reads what is noted of a container. Where nothing is, it is in its first run.
 func (d *Driver) note(id string, c *Found) (*note, error) {
+	if sandbox.CheckID("id", id) != nil { // somebody has made up the marks
+		return nil, fault.New(fault.NotFound, "there is no sandbox %q", id)
+	}
 	n := &note{}
 	raw, err := os.ReadFile(d.notePath(id))
 	if err == nil {

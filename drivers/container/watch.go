@@ -54,6 +54,9 @@ func (w *watcher) look(ctx context.Context, id string) error {
 		return err
 	}
 	st, err := w.d.status(ctx, c)
+	if fault.Is(err, fault.NotFound) {
+		return nil // its marks are made up
+	}
 	if err != nil || reflect.DeepEqual(old, st) {
 		return err
 	}

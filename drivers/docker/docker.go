@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,7 +176,7 @@ func (e *engine) Events(ctx context.Context, label, value string, begin func() e
 	for {
 		select {
 		case m := <-ev.Messages:
-			if strings.HasPrefix(string(m.Action), "exec_") {
+			if !tells(string(m.Action)) {
 				continue
 			}
 			if err := change(m.Actor.ID); err != nil {
@@ -185,6 +186,11 @@ func (e *engine) Events(ctx context.Context, label, value string, begin func() e
 			return failed("watch", "events", err)
 		}
 	}
+}
+
+// tells reports whether an event is of a change that a status shows.
+func tells(action string) bool {
+	return slices.Contains([]string{"create", "start", "die", "oom", "pause", "unpause", "rename", "destroy"}, action) || strings.HasPrefix(action, "health_status")
 }
 
 // ImageID implements container.Images.
