@@ -84,6 +84,7 @@ type child struct {
 	doomed  bool // it was to be killed before it was there
 	started time.Time
 	exit    *Exit
+	socket  string
 }
 
 var _ runner.Runner = (*child)(nil)
@@ -429,7 +430,17 @@ func (c *child) PluginToHost(network, address string) (string, string, error) {
 	if network != "unix" || !strings.HasPrefix(filepath.Clean(address), c.dir+"/") {
 		return "", "", fmt.Errorf("it listens on %s %s instead of a Unix socket in the directory that it was given", network, address)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.socket = address
 	return network, address, nil
+}
+
+// socketPath returns where the process listens, which its handshake has said.
+func (c *child) socketPath() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.socket
 }
 
 // HostToPlugin leaves addresses as they are.

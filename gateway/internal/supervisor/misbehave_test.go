@@ -38,6 +38,7 @@ func TestStartFails(t *testing.T) {
 		"does not describe":       {mode: "mute", limit: 500 * time.Millisecond, code: fault.DeadlineExceeded, want: `did not describe itself in time`},
 		"without TLS":             {mode: "plaintext", code: fault.Unauthenticated, want: `did not prove with its certificate`},
 		"another certificate":     {mode: "impostor", code: fault.Unauthenticated, want: `did not prove with its certificate`},
+		"in the background":       {mode: "background:orphan", code: fault.Unauthenticated, want: `process \d+ listens on its socket, which is neither the process that was started`},
 		"another socket":          {mode: "elsewhere", code: fault.Unavailable, want: `instead of a Unix socket in the directory`},
 		"another protocol":        {mode: "version", code: fault.Unavailable, want: `version`},
 	} {

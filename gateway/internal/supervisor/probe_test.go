@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,6 +56,8 @@ func runProbe(mode string) {
 		fmt.Fprintln(os.Stderr, `{"@message": 1}`)
 		fmt.Fprintln(os.Stderr, `{"@level": [], "@message": {}, "msg": 7}`)
 		fmt.Fprintln(os.Stderr, `{"@level":"warn","@message":"pool is nearly full","@module":"pool","left":3}`)
+	case "background": // as a daemon would: what serves is nobody's child
+		background(arg)
 	case "grandchild": // holds our output, in the group or, with arg "away", out of it
 		child := exec.Command("/bin/sleep", "1000")
 		child.Stdout, child.Stderr = os.Stdout, os.Stderr
@@ -65,6 +68,36 @@ func runProbe(mode string) {
 		fmt.Fprintln(os.Stderr, "grandchild", child.Process.Pid)
 	}
 	serveProbe(word, arg)
+}
+
+// background starts the program again by one that ends, out of its session, with everything that it was given. What was
+// started first stays.
+func background(arg string) {
+	again := func(next string) *exec.Cmd {
+		c := exec.Command("/proc/self/exe")
+		c.Env = append(os.Environ(), modeVariable+"="+next)
+		c.Stdout, c.Stderr = os.Stdout, os.Stderr
+		c.ExtraFiles = []*os.File{os.NewFile(wire.LaunchFD, "launch")}
+		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+		return c
+	}
+	switch arg {
+	case "orphan":
+		c := again("background:between")
+		_ = c.Run()
+		select {}
+	case "between":
+		c := again("background:alone:" + strconv.Itoa(os.Getpid()))
+		c.SysProcAttr.Pdeathsig = 0
+		if err := c.Start(); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	default: // "alone:PID": when that one is gone
+		for strings.HasSuffix(arg, ":"+strconv.Itoa(os.Getppid())) {
+			runtime.Gosched()
+		}
+	}
 }
 
 func serveProbe(word, arg string) {

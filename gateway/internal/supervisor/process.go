@@ -84,7 +84,8 @@ type launching struct {
 	client *goplugin.Client
 
 	mu   sync.Mutex
-	conn *grpc.ClientConn // go-plugin's; it loses it in some failures
+	conn     *grpc.ClientConn // go-plugin's; it loses it in some failures
+	stranger error            // who listened instead
 }
 
 // prepare makes what the process needs, up to the go-plugin client.
@@ -148,6 +149,7 @@ func (l *launching) prepare() (err error) {
 		GRPCDialOptions: []grpc.DialOption{
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(extension.MaxAnswer), grpc.MaxCallSendMsgSize(wire.MaxRequest)),
 			grpc.WithChainStreamInterceptor(l.capture),
+			grpc.WithContextDialer(l.connectSocket),
 		},
 	})
 	return nil
@@ -230,9 +232,14 @@ func (l *launching) explain(ctx context.Context, step string, err error) error {
 	_ = l.child.stop(0)
 	exit := l.child.ending()
 	name := l.spec.Name
+	l.mu.Lock()
+	stranger := l.stranger
+	l.mu.Unlock()
 	switch {
 	case exit == nil: // it was never started
 		return l.spec.precondition("%v", err)
+	case stranger != nil:
+		return stranger
 	case seen:
 		return fault.New(fault.Unavailable, "extension %q exited before it was ready (%s): %s%s", name, step, exit, tail(exit.Stderr))
 	case errors.Is(late, context.DeadlineExceeded):
