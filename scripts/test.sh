@@ -38,7 +38,8 @@ lane "demo" scripts/demo.sh
 lane "authors" scripts/authors.sh
 [ "$(id -u)" -eq 0 ] || {
 	leave_out "native driver as root" "this is an ordinary user; network and limits need root"
-	leave_out "Docker and Podman" "this is an ordinary user; only root gives an engine a place of its own"
+	leave_out "Docker and Podman of root" "this is an ordinary user; only root gives an engine a place of its own"
+	[ -r /dev/net/tun ] && [ -w /dev/net/tun ] || leave_out "rootless Podman" "this user may not open /dev/net/tun"
 }
 echo
 printf '%s\n' "${summary[@]}"

@@ -15,11 +15,14 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Kind is what scripts/engine.sh calls an engine.
@@ -51,7 +54,12 @@ type Engine struct {
 // Missing says what an engine needs that is not here; "" where it can run.
 func Missing(k Kind) string {
 	if os.Geteuid() != 0 {
-		return "only root can give the engine a place of its own"
+		if k != Rootless {
+			return "only root can give the engine a place of its own"
+		}
+		if why := missingForUser(); why != "" {
+			return why
+		}
 	}
 	programs := []string{"unshare", "catatonit", "podman", "runc", "busybox"}
 	switch k {
@@ -63,6 +71,24 @@ func Missing(k Kind) string {
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			return p + " is not installed; scripts/install-packages.sh does that"
+		}
+	}
+	return ""
+}
+
+// missingForUser says what an ordinary user lacks for Podman.
+func missingForUser() string {
+	if err := unix.Access("/dev/net/tun", unix.R_OK|unix.W_OK); err != nil {
+		return "this user may not open /dev/net/tun, which the network of rootless Podman needs"
+	}
+	me, err := user.Current()
+	if err != nil {
+		return err.Error()
+	}
+	for _, path := range []string{"/etc/subuid", "/etc/subgid"} {
+		ids, _ := os.ReadFile(path)
+		if !strings.Contains("\n"+string(ids), "\n"+me.Username+":") {
+			return me.Username + " has no ids in " + path
 		}
 	}
 	return ""
