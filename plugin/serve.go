@@ -34,6 +34,9 @@ const lingering = 5 * time.Second
 // standard error is: print freely. Calls that are being served when the process is told to end get cancelled and
 // have a few seconds to return; what main deferred runs after that.
 //
+// Run by hand with SANDGATE_ATTACH set to a file, under a debugger for example, the process serves a gateway that is
+// started with --dev --attach NAME=FILE, until it is interrupted.
+//
 // An error means that nothing was served: the program was run by hand, or ext implements nothing. It has been
 // printed to standard error already, so that a main may ignore it; one that wants an exit status can test it.
 func Serve(ext any) error {
@@ -46,7 +49,7 @@ func Serve(ext any) error {
 
 func serve(ext any) error {
 	server, err := NewServer(ext)
-	if err != nil && os.Getenv(wire.CookieKey) == wire.CookieValue {
+	if err != nil && (os.Getenv(wire.CookieKey) == wire.CookieValue || os.Getenv(wire.EnvAttach) != "") {
 		return err
 	}
 	return serveWith(server, nil)
@@ -55,6 +58,9 @@ func serve(ext any) error {
 // serveWith serves what a gateway started this process for; driver is nil but for a driver.
 func serveWith(server extensionv1.ExtensionServer, driver driverv1.DriverServer) error {
 	if os.Getenv(wire.CookieKey) != wire.CookieValue {
+		if file := os.Getenv(wire.EnvAttach); file != "" {
+			return serveAttached(server, driver, file)
+		}
 		return byHand(os.Args[0])
 	}
 	if err := divertStdout(); err != nil {
@@ -243,5 +249,6 @@ Name it in the gateway's configuration:
     checksum = "sha256:…"
   }
 
-or check it against the contract with: sandgate extension verify %s`, name, name, name, program)
+or check it against the contract with: sandgate extension verify %s
+or run it by hand, with %s set to a file, for a gateway that is to attach to it`, name, name, name, program, wire.EnvAttach)
 }

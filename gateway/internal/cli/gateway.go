@@ -28,6 +28,7 @@ var Version = "dev"
 func gatewayCommand(env Env, c *client) *cobra.Command {
 	var paths []string
 	var dev, logJSON bool
+	attach := map[string]string{}
 	var level string
 	cmd := &cobra.Command{
 		Use: "gateway", Short: "Run the gateway", Args: exactly(),
@@ -37,11 +38,15 @@ func gatewayCommand(env Env, c *client) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return runGateway(cmd.Context(), env, paths, dev, logger)
+			if len(attach) > 0 && !dev {
+				return fmt.Errorf("%w: --attach needs --dev: nothing of a process that was started by hand is verified", errUsage)
+			}
+			return runGateway(cmd.Context(), env, daemon.Options{Paths: paths, Dev: dev, Attach: attach, Logger: logger})
 		},
 	}
 	cmd.Flags().StringArrayVar(&paths, "config", nil, "a file, or a directory of .hcl and .hcl.json files (repeatable)")
 	cmd.Flags().BoolVar(&dev, "dev", false, "a throwaway data directory with the native driver where no --config is given; checksums may be left out")
+	cmd.Flags().StringToStringVar(&attach, "attach", nil, "NAME=FILE: with --dev, attach to the process of extension NAME that runs with SANDGATE_ATTACH=FILE, instead of starting its program")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	cmd.Flags().BoolVar(&logJSON, "log-json", false, "log in JSON")
 	cmd.AddCommand(&cobra.Command{Use: "reload", Short: "Load the configuration anew", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
@@ -76,9 +81,9 @@ func newLogger(w io.Writer, level string, asJSON bool) (*slog.Logger, error) {
 // that is replaced while the gateway runs changes nothing.
 func shim() []string { return []string{"/proc/self/exe", NativeShim} }
 
-func runGateway(ctx context.Context, env Env, paths []string, dev bool, logger *slog.Logger) (err error) {
-	opts := daemon.Options{Paths: paths, Dev: dev, Version: Version, Shim: shim(), Logger: logger, Manager: daemon.ManagerOf(env.Getenv, os.Getpid())}
-	if dev && len(paths) == 0 {
+func runGateway(ctx context.Context, env Env, opts daemon.Options) (err error) {
+	opts.Version, opts.Shim, opts.Manager = Version, shim(), daemon.ManagerOf(env.Getenv, os.Getpid())
+	if opts.Dev && len(opts.Paths) == 0 {
 		dir, err := devConfig(env)
 		if err != nil {
 			return err

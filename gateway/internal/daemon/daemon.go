@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,10 +33,11 @@ import (
 
 // Options says how a gateway is run.
 type Options struct {
-	Paths     []string // of the configuration
-	Dev       bool     // checksums may be left out
-	DataDir   string   // instead of the configuration's; "" for that
-	Throwaway bool     // when it ends, it takes every sandbox and workspace with it
+	Paths     []string          // of the configuration
+	Dev       bool              // checksums may be left out
+	Attach    map[string]string // extensions that were started by hand, and the files that their processes write; with Dev only
+	DataDir   string            // instead of the configuration's; "" for that
+	Throwaway bool              // when it ends, it takes every sandbox and workspace with it
 	Version   string
 	Shim      []string // the command that runs what a driver needs of this program besides the daemon
 	Logger    *slog.Logger
@@ -106,6 +108,11 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	}
 	if opts.DataDir != "" {
 		cfg.Gateway.DataDir = opts.DataDir
+	}
+	for name := range opts.Attach {
+		if !slices.ContainsFunc(cfg.Extensions, func(x config.Extension) bool { return x.Name == name }) {
+			return nil, findings, fault.New(fault.Invalid, "there is no extension %q to attach for: its block says where it takes part", name)
+		}
 	}
 	d := &Daemon{opts: opts, log: opts.Logger, schemas: opts.schemas, open: map[string]openDriver{}, idle: make(chan struct{}, 1)}
 	if d.schemas == nil {

@@ -82,12 +82,13 @@ func (d *Daemon) launch(ctx context.Context, gen *generation, f *config.Findings
 
 func (d *Daemon) candidate(ctx context.Context, x config.Extension, copies map[string]string) (*candidate, error) {
 	c := &candidate{block: x, spec: specOf(x, d.opts.Dev)}
-	if copies != nil {
+	c.spec.Attach = d.opts.Attach[x.Name]
+	if copies != nil && c.spec.Attach == "" {
 		if c.spec.Copy = copies[x.Name]; c.spec.Copy == "" {
 			return nil, fault.New(fault.Unavailable, "no copy of its program was kept")
 		}
 	}
-	ref, err := d.supervisor.Keep(c.spec)
+	ref, err := d.supervisor.Keep(c.spec) // of one that is attached there is none
 	if err != nil {
 		d.log.Warn("no copy of the program could be kept for later releases", "extension", x.Name, "err", err)
 	}

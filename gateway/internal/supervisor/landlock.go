@@ -54,7 +54,7 @@ var landlockVersion = sync.OnceValue(func() int {
 
 // Confined reports whether a process of the spec has Landlock.
 func (s Spec) Confined() bool {
-	return !s.Privileged && s.Sandbox != SandboxNone && landlockVersion() > 0
+	return !s.Privileged && s.Attach == "" && s.Sandbox != SandboxNone && landlockVersion() > 0
 }
 
 // checkSandbox says what of a sandbox that is asked for cannot be given.

@@ -18,21 +18,32 @@ import (
 // listens is another user, or no process of its tree. The certificate says the same of who has the key; this holds for
 // one that has lost it, and for a program that goes on in the background, out of the reach of its end.
 func (l *launching) connectSocket(ctx context.Context, _ string) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", l.child.socketPath())
-	if err != nil {
-		return nil, err
+	user := uint32(os.Geteuid())
+	if l.child.cred != nil {
+		user = l.child.cred.Uid
 	}
-	if err := l.checkPeer(conn.(*net.UnixConn)); err != nil {
-		_ = conn.Close()
+	conn, err := dialPeer(ctx, l.spec.Name, l.child.socketPath(), user, l.child.pid)
+	if fault.Is(err, fault.Unauthenticated) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.stranger = err
+	}
+	return conn, err
+}
+
+// dialPeer connects to a socket where that process, or a child of it, listens as that user.
+func dialPeer(ctx context.Context, name, socket string, user uint32, pid int) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
 		return nil, err
+	}
+	if err := checkPeer(conn.(*net.UnixConn), name, user, pid); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
 	return conn, nil
 }
 
-func (l *launching) checkPeer(conn *net.UnixConn) error {
+func checkPeer(conn *net.UnixConn, name string, user uint32, pid int) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
@@ -43,17 +54,13 @@ func (l *launching) checkPeer(conn *net.UnixConn) error {
 	if err = errors.Join(err, asked); err != nil {
 		return fmt.Errorf("ask who listens on its socket: %w", err)
 	}
-	want := uint32(os.Geteuid())
-	if l.child.cred != nil {
-		want = l.child.cred.Uid
-	}
 	switch {
-	case peer.Uid != want:
+	case peer.Uid != user:
 		return fault.New(fault.Unauthenticated, "extension %q: user %d listens on its socket, and it was started as user %d; "+
-			"name the user in its block instead of changing to it", l.spec.Name, peer.Uid, want)
-	case !descends(int(peer.Pid), l.child.pid):
+			"name the user in its block instead of changing to it", name, peer.Uid, user)
+	case !descends(int(peer.Pid), pid):
 		return fault.New(fault.Unauthenticated, "extension %q: process %d listens on its socket, which is neither the process that was started, %d, "+
-			"nor one of its children; an extension stays in the foreground", l.spec.Name, peer.Pid, l.child.pid)
+			"nor one of its children; an extension stays in the foreground", name, peer.Pid, pid)
 	}
 	return nil
 }

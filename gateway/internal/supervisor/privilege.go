@@ -94,6 +94,9 @@ func (s Spec) sandbox() string {
 
 // Isolation says for people what keeps the process apart from the gateway and from the host.
 func (s Spec) Isolation() string {
+	if s.Attach != "" {
+		return "none: attached to a process that was started by hand"
+	}
 	if s.Privileged {
 		return "all privileges of the gateway"
 	}

@@ -61,6 +61,9 @@ type process struct {
 // launch starts a process and returns when it has proved itself and said what it is. It takes the program over. On
 // error nothing is left.
 func (s *Supervisor) launch(ctx context.Context, spec Spec, prog *program, flying func() []Flight) (_ *process, err error) {
+	if spec.Attach != "" {
+		return s.attach(ctx, spec)
+	}
 	l := &launching{s: s, spec: spec, prog: prog, flying: flying}
 	defer func() {
 		if err != nil {

@@ -39,6 +39,9 @@ type Spec struct {
 	User, Group string // names or numbers; empty: those of the gateway
 	Limits      Limits
 	Restart     Restart
+	// Attach, when set, is the file of a process that somebody else starts, under a debugger for example (wire.EnvAttach).
+	// Nothing of it is verified, limited or ended. For --dev only.
+	Attach string
 	// Copy, when set, runs the gateway's own copy that Keep returned this reference for, instead of Command.
 	// Checksum and Files are then those of the copy.
 	Copy string
@@ -80,6 +83,9 @@ func (s Spec) checked() (Spec, error) {
 	}
 	if s.Restart.Window <= 0 {
 		s.Restart.Window = DefaultWindow
+	}
+	if s.Attach != "" {
+		return s, nil // the rest is about a process of ours
 	}
 	if s.Copy == "" && !filepath.IsAbs(s.Command) {
 		return s, s.invalid("command %q is not an absolute path", s.Command)

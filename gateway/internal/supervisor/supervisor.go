@@ -232,6 +232,9 @@ func (s *Supervisor) Launch(ctx context.Context, spec Spec) (*Handle, error) {
 
 // verify opens the program of a spec: the one that it names, or the gateway's own copy. What is known was started before.
 func (s *Supervisor) verify(spec Spec, known []Part) (*program, error) {
+	if spec.Attach != "" {
+		return &program{}, nil
+	}
 	if spec.Copy != "" {
 		return s.openCopy(spec)
 	}
@@ -275,7 +278,7 @@ func (s *Supervisor) Keep(spec Spec) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if spec.Copy != "" {
+	if spec.Copy != "" || spec.Attach != "" {
 		return spec.Copy, nil
 	}
 	if s.store == nil {
