@@ -38,7 +38,7 @@ func serveAttached(server extensionv1.ExtensionServer, driver driverv1.DriverSer
 	if err != nil {
 		return err
 	}
-	p := &process{server: server, driver: driver}
+	p := &process{server: server, driver: driver, own: func() {}}
 	s := p.newGRPC([]grpc.ServerOption{grpc.Creds(credentials.NewTLS(tlsConfig))})
 	extensionv1.RegisterExtensionServer(s, server)
 	if driver != nil {

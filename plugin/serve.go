@@ -72,7 +72,7 @@ func serveWith(server extensionv1.ExtensionServer, driver driverv1.DriverServer)
 	}
 	defer func() { _ = host.Close() }()
 
-	p := &process{server: server, driver: driver}
+	p := &process{server: server, driver: driver, own: sync.OnceFunc(ownOutput(os.Stderr))}
 	end, cancel := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer cancel()
 	gone := make(chan struct{})
@@ -101,6 +101,7 @@ func serveWith(server extensionv1.ExtensionServer, driver driverv1.DriverServer)
 type process struct {
 	server extensionv1.ExtensionServer
 	driver driverv1.DriverServer
+	own    func() // takes the output back from go-plugin
 
 	mu      sync.Mutex
 	grpc    *grpc.Server
@@ -160,6 +161,7 @@ func (p *process) begin(method string) bool {
 }
 
 func (p *process) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	p.own()
 	if p.begin(info.FullMethod) {
 		defer p.calls.Done()
 	}
@@ -229,6 +231,12 @@ func divertStdout() error {
 	}
 	os.Stdout = os.NewFile(uintptr(fd), "handshake")
 	return nil
+}
+
+// ownOutput lets what is printed go to descriptor 2 again, from the first call on: go-plugin puts a stream of its own
+// in its place, in which the last words of a process that exits are lost.
+func ownOutput(stderr *os.File) func() {
+	return func() { os.Stdout, os.Stderr = stderr, stderr }
 }
 
 // scrubEnvironment removes what was meant for this process alone, so that a program that it starts, perhaps an

@@ -56,6 +56,8 @@ type between struct {
 	driver    func(driver.Driver) driver.Driver
 	extension func(name string, x pipeline.Extension) pipeline.Extension
 	alive     func(func()) func()
+	timing    supervisor.Timing // of extensions; zero: as it is
+	now       func() time.Time  // the wall clock; nil: that of the host
 }
 
 // Daemon is a gateway.
@@ -109,6 +111,9 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	if opts.DataDir != "" {
 		cfg.Gateway.DataDir = opts.DataDir
 	}
+	if opts.between.now == nil {
+		opts.between.now = time.Now
+	}
 	for name := range opts.Attach {
 		if !slices.ContainsFunc(cfg.Extensions, func(x config.Extension) bool { return x.Name == name }) {
 			return nil, findings, fault.New(fault.Invalid, "there is no extension %q to attach for: its block says where it takes part", name)
@@ -138,7 +143,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 		return nil, findings, err
 	}
 	d.catalog.use(gen)
-	d.engine, err = engine.Open(ctx, engine.Config{Journal: d.telemetry.Journal(d.journal), Catalog: d.catalog, Logger: d.log, Now: time.Now,
+	d.engine, err = engine.Open(ctx, engine.Config{Journal: d.telemetry.Journal(d.journal), Catalog: d.catalog, Logger: d.log, Now: d.opts.between.now,
 		NewID: newID, Jitter: jitter, MaxOperations: cfg.Gateway.MaxOperations, Tracer: d.telemetry.Tracer(), Ended: d.operationEnded, Unused: d.unused})
 	if err != nil {
 		return nil, findings, err
@@ -182,7 +187,7 @@ func (d *Daemon) supervise(cfg *config.Config) error {
 		return err
 	}
 	d.supervisor, err = supervisor.New(supervisor.Config{Dir: dir, Store: filepath.Join(cfg.Gateway.DataDir, "programs"),
-		Logger: d.log, Version: d.opts.Version})
+		Logger: d.log, Version: d.opts.Version, Now: d.opts.between.now, Timing: d.opts.between.timing})
 	return err
 }
 

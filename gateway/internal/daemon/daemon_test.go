@@ -22,6 +22,7 @@ import (
 	"github.com/sandgate/sandgate/drivers/native"
 	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
+	"github.com/sandgate/sandgate/gateway/internal/supervisor/rogue"
 	"github.com/sandgate/sandgate/plugin"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
@@ -51,6 +52,10 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) > 3 && os.Args[1] == heldSwitch {
 		unix.Exit(native.ShimMain(os.Args[3:]))
+	}
+	if mode := os.Getenv(rogue.Mode); mode != "" {
+		rogue.Main(mode)
+		unix.Exit(0)
 	}
 	if crashMain(os.Args) {
 		unix.Exit(0)

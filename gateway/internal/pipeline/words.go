@@ -3,13 +3,15 @@ package pipeline
 import (
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
 )
 
 // What an extension or a driver says to people is kept in the journal and in the audit, and goes to every client that lists them.
-// A decision stands however long its words are, so they are cut rather than refused.
+// A decision stands however long its words are, so they are cut rather than refused. What would steer a terminal is left
+// out.
 
 // abridge keeps of diagnostics as much as fits.
 func abridge(list []fault.Diagnostic) []fault.Diagnostic {
@@ -19,7 +21,7 @@ func abridge(list []fault.Diagnostic) []fault.Diagnostic {
 	left := extension.MaxWords
 	var out []fault.Diagnostic
 	for _, d := range list {
-		short := fault.Diagnostic{Path: cut(d.Path, &left), Summary: cut(d.Summary, &left), Detail: cut(d.Detail, &left)}
+		short := fault.Diagnostic{Path: cut(plain(d.Path), &left), Summary: cut(plain(d.Summary), &left), Detail: cut(plain(d.Detail), &left)}
 		if short != (fault.Diagnostic{}) {
 			out = append(out, short)
 		}
@@ -32,15 +34,27 @@ func Shorten(err error) error {
 	if err == nil {
 		return nil
 	}
-	diagnostics, size := fault.DiagnosticsOf(err), len(err.Error())
+	diagnostics, text := fault.DiagnosticsOf(err), err.Error()
+	size, clean := len(text), plain(text) == text
 	for _, d := range diagnostics {
 		size += len(d.Path) + len(d.Summary) + len(d.Detail)
+		clean = clean && plain(d.Path) == d.Path && plain(d.Summary) == d.Summary && plain(d.Detail) == d.Detail
 	}
-	if size <= extension.MaxWords && len(diagnostics) <= extension.MaxDiagnostics {
+	if clean && size <= extension.MaxWords && len(diagnostics) <= extension.MaxDiagnostics {
 		return err
 	}
 	left := extension.MaxWords
-	return (&fault.Error{Code: fault.CodeOf(err), Message: cut(err.Error(), &left), Err: err}).With(abridge(diagnostics)...)
+	return (&fault.Error{Code: fault.CodeOf(err), Message: cut(plain(text), &left), Err: err}).With(abridge(diagnostics)...)
+}
+
+// plain returns the text without the control characters that no line of text has: a terminal obeys them.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
 }
 
 // cut keeps what fits into what is left, says how much does not, and takes it off what is left.

@@ -34,8 +34,13 @@ func (c *child) confine() error {
 	}
 	if c.group != nil {
 		var err error
-		if elsewhere(func() { err = c.group.add(c.pid) }); err != nil {
+		elsewhere(func() { err = c.group.add(c.pid) })
+		switch {
+		case err != nil && c.spec.Limits.cgroup():
 			return err
+		case err != nil: // then its process group is all there is
+			elsewhere(c.group.remove)
+			c.group = nil
 		}
 	}
 	if err := unix.PtraceDetach(c.pid); err != nil {
@@ -101,9 +106,6 @@ func delegated(own string) string {
 
 // make makes the group of one process with its limits. What the host does not give is an error that names it.
 func (g *cgroups) make(name string, l Limits) (_ *cgroup, err error) {
-	if !l.cgroup() {
-		return nil, nil
-	}
 	settings := g.settings(l)
 	c := &cgroup{v2: g.v2, dirs: map[string]string{}}
 	defer func() {
@@ -134,6 +136,24 @@ func (g *cgroups) make(name string, l Limits) (_ *cgroup, err error) {
 		}
 	}
 	return c, nil
+}
+
+// contain makes a group without limits, by which a child that has left the process's own process group is found at its
+// end. It is nil where the host lets us make none.
+func (g *cgroups) contain(name string) *cgroup {
+	controller := "pids"
+	if g.v2 {
+		controller = ""
+	}
+	base, ok := g.dirs[controller]
+	if !ok {
+		return nil
+	}
+	dir := filepath.Join(base, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil
+	}
+	return &cgroup{v2: g.v2, dirs: map[string]string{controller: dir}}
 }
 
 type cgroupSetting struct{ what, controller, file, value string }
@@ -226,10 +246,15 @@ func (c *cgroup) kill() {
 		if c.v2 && os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0o600) == nil {
 			continue
 		}
-		procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		for _, field := range strings.Fields(string(procs)) {
-			if pid, err := strconv.Atoi(field); err == nil && pid > 1 && pid != os.Getpid() {
-				_ = unix.Kill(pid, unix.SIGKILL)
+		for range 10 { // what is forked meanwhile
+			procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			if len(procs) == 0 {
+				break
+			}
+			for _, field := range strings.Fields(string(procs)) {
+				if pid, err := strconv.Atoi(field); err == nil && pid > 1 && pid != os.Getpid() {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
 			}
 		}
 	}

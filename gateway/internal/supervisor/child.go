@@ -66,7 +66,7 @@ type child struct {
 	out    *output
 	cred   *syscall.Credential
 	keep   []capability.Cap
-	group  *cgroup  // nil: no limit asks for one
+	group  *cgroup  // nil: the host gives none
 	rules  *ruleset // nil: it has no sandbox
 	flying func() []Flight
 
@@ -156,7 +156,7 @@ func (c *child) command() (cmd *exec.Cmd, theirs []*os.File, ours pipes, err err
 			Pdeathsig:   syscall.SIGKILL,
 			Credential:  c.cred,
 			AmbientCaps: c.ambient(),
-			Ptrace:      c.spec.Limits.any(), // stopped before its first instruction, until its limits hold
+			Ptrace:      c.spec.Limits.any() || c.group != nil, // stopped before its first instruction, until its limits hold
 		},
 	}
 	if c.prog.interpreter != nil {

@@ -477,7 +477,8 @@ func (h *Handle) exited(p *process, why string) {
 	state := h.state
 	h.mu.Unlock()
 	if !exit.Requested || why != "" {
-		h.log.Warn("the extension's process ended", "how", exit.String(), "pid", exit.PID, "uptime", round(exit.Uptime), "why", why)
+		h.log.Warn("the extension's process ended", "how", exit.String(), "oom", exit.OOM, "pid", exit.PID, "uptime", round(exit.Uptime),
+			"digest", exit.Digest, "in_flight", exit.InFlight, "stderr", exit.Stderr, "why", why)
 	}
 	h.cfg.Observe(Event{Extension: h.spec.Name, Time: h.cfg.Now(), From: state, To: state, Reason: why, Exit: exit})
 }

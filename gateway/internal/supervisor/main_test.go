@@ -15,20 +15,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/gateway/internal/supervisor/rogue"
 	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/phase"
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
 
-// modeVariable makes the test binary an extension program that behaves in a certain way: see modes.
-const modeVariable = "PROBE_MODE"
-
-// drainedVariable names the file that the probe makes when it is told to drain.
-const drainedVariable = "PROBE_DRAINED"
-
 func TestMain(m *testing.M) {
-	if mode := os.Getenv(modeVariable); mode != "" {
-		runProbe(mode)
+	if mode := os.Getenv(rogue.Mode); mode != "" {
+		rogue.Main(mode)
 		return
 	}
 	code := m.Run()
@@ -198,7 +193,7 @@ func (r *rig) probe(mode string, env ...string) Spec {
 	if err := os.Chmod(exe, 0o755); err != nil { // whatever the umask was
 		r.t.Fatal(err)
 	}
-	spec := Spec{Name: "probe", Command: exe, Unpinned: true, Env: map[string]string{modeVariable: mode}}
+	spec := Spec{Name: "probe", Command: exe, Unpinned: true, Env: map[string]string{rogue.Mode: mode}}
 	for _, e := range env {
 		name, value, _ := strings.Cut(e, "=")
 		spec.Env[name] = value

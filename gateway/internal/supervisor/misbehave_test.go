@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/gateway/internal/supervisor/rogue"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 )
@@ -223,7 +224,7 @@ func TestEnvironment(t *testing.T) {
 	for line := range strings.Lines(got) {
 		name, _, _ := strings.Cut(line, "=")
 		switch name {
-		case "FOO", modeVariable, "SANDGATE_EXTENSION", "PLUGIN_PROTOCOL_VERSIONS", "PLUGIN_MIN_PORT", "PLUGIN_MAX_PORT", "PLUGIN_UNIX_SOCKET_DIR":
+		case "FOO", rogue.Mode, "SANDGATE_EXTENSION", "PLUGIN_PROTOCOL_VERSIONS", "PLUGIN_MIN_PORT", "PLUGIN_MAX_PORT", "PLUGIN_UNIX_SOCKET_DIR":
 		default:
 			t.Errorf("it also has %s", line)
 		}

@@ -86,7 +86,7 @@ type launching struct {
 	child  *child
 	client *goplugin.Client
 
-	mu   sync.Mutex
+	mu       sync.Mutex
 	conn     *grpc.ClientConn // go-plugin's; it loses it in some failures
 	stranger error            // who listened instead
 }
@@ -134,8 +134,13 @@ func (l *launching) prepare() (err error) {
 			return err
 		}
 	}
-	if l.child.group, err = l.s.groups.make(filepath.Base(l.dir), spec.Limits); err != nil {
-		return spec.precondition("%v", err)
+	switch group := filepath.Base(l.dir); {
+	case spec.Limits.cgroup():
+		if l.child.group, err = l.s.groups.make(group, spec.Limits); err != nil {
+			return spec.precondition("%v", err)
+		}
+	case !spec.Privileged: // what a driver's program starts outlives it
+		l.child.group = l.s.groups.contain(group)
 	}
 	l.client = goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  wire.Handshake(),

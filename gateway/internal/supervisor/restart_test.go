@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sandgate/sandgate/gateway/internal/supervisor/rogue"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 )
@@ -19,7 +20,7 @@ import (
 func TestRestart(t *testing.T) {
 	r := newRig(t)
 	drained := filepath.Join(t.TempDir(), "drained")
-	spec := r.probe("noop", drainedVariable+"="+drained)
+	spec := r.probe("noop", rogue.Drained+"="+drained)
 	spec.Restart, spec.Write = Restart{Budget: 1, Window: time.Hour}, []string{filepath.Dir(drained)}
 	h := r.up(spec)
 	before := h.Status().PID

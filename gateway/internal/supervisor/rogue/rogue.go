@@ -1,4 +1,6 @@
-package supervisor
+// Package rogue is an extension program that does what programs do wrong, for the tests of those who have to live with
+// it. It is written against the wire alone, as an author without the SDK would: what it does wrong, others may do wrong.
+package rogue
 
 import (
 	"bufio"
@@ -14,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
@@ -24,23 +28,29 @@ import (
 	"github.com/sandgate/sandgate/shared/wire"
 )
 
-// runProbe is the main of the test binary as an extension program. It is written against the wire alone, as an
-// author without the SDK would: what it does wrong, others may do wrong.
-func runProbe(mode string) {
+const (
+	// Mode is the variable that says how the program behaves: a word, and after a colon what it needs.
+	Mode = "PROBE_MODE"
+	// Drained is the variable that names the file which the program makes when it is told to drain.
+	Drained = "PROBE_DRAINED"
+	// Do is the label by which a sandbox says what the program does in its before_create: see act. Where there is none, the
+	// step's key says it.
+	Do = "do"
+)
+
+// Main is the main of the program.
+func Main(mode string) {
 	word, arg, _ := strings.Cut(mode, ":")
 	switch word {
-	case "daemon":
-		runDaemon()
-		return
 	case "exit": // before the handshake
 		fmt.Fprintln(os.Stderr, "cannot open the pool")
 		n, _ := strconv.Atoi(arg)
-		os.Exit(n)
+		unix.Exit(n)
 	case "silent": // no handshake, ever
 		select {}
 	case "garbage": // something that is no handshake, then the end
 		fmt.Println("usage: probe [flags]")
-		os.Exit(2)
+		unix.Exit(2)
 	case "stopped": // frozen before the handshake
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	case "elsewhere": // a socket that is not where it was told to be
@@ -75,7 +85,7 @@ func runProbe(mode string) {
 func background(arg string) {
 	again := func(next string) *exec.Cmd {
 		c := exec.Command("/proc/self/exe")
-		c.Env = append(os.Environ(), modeVariable+"="+next)
+		c.Env = append(os.Environ(), Mode+"="+next)
 		c.Stdout, c.Stderr = os.Stdout, os.Stderr
 		c.ExtraFiles = []*os.File{os.NewFile(wire.LaunchFD, "launch")}
 		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
@@ -92,7 +102,7 @@ func background(arg string) {
 		if err := c.Start(); err != nil {
 			panic(err)
 		}
-		os.Exit(0)
+		unix.Exit(0)
 	default: // "alone:PID": when that one is gone
 		for strings.HasSuffix(arg, ":"+strconv.Itoa(os.Getppid())) {
 			runtime.Gosched()
@@ -158,7 +168,7 @@ func (p *probe) Configure(_ context.Context, req *extensionv1.ConfigureRequest) 
 	defer p.mu.Unlock()
 	p.configured = string(req.GetConfig())
 	if p.word == "crashloop" {
-		os.Exit(7)
+		unix.Exit(7)
 	}
 	return &extensionv1.ConfigureResponse{}, nil
 }
@@ -170,7 +180,7 @@ func (p *probe) Health(context.Context, *extensionv1.HealthRequest) (*extensionv
 }
 
 func (p *probe) Drain(context.Context, *extensionv1.DrainRequest) (*extensionv1.DrainResponse, error) {
-	if path := os.Getenv(drainedVariable); path != "" {
+	if path := os.Getenv(Drained); path != "" {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			return nil, err
 		}
@@ -179,17 +189,44 @@ func (p *probe) Drain(context.Context, *extensionv1.DrainRequest) (*extensionv1.
 }
 
 func (p *probe) BeforeCreate(ctx context.Context, req *extensionv1.PhaseRequest) (*extensionv1.SetupResponse, error) {
-	text, err := p.act(ctx, req)
+	if answer := malformed(req.GetSubject().GetLabels()[Do]); answer != nil {
+		return answer, nil
+	}
+	todo := req.GetSubject().GetLabels()[Do]
+	if todo == "" {
+		todo = req.GetStep().GetKey()
+	}
+	text, err := p.act(ctx, req, todo)
 	return &extensionv1.SetupResponse{Diagnostics: []*extensionv1.Diagnostic{{Summary: text}}}, err
 }
 
+// malformed returns an answer that no contract allows.
+func malformed(todo string) *extensionv1.SetupResponse {
+	switch todo {
+	case "no-kind":
+		return &extensionv1.SetupResponse{Entries: []*extensionv1.Entry{{Text: "something"}}}
+	case "big-state":
+		return &extensionv1.SetupResponse{State: &extensionv1.State{SchemaVersion: 1, Payload: make([]byte, 1<<20)}}
+	case "foreign":
+		return &extensionv1.SetupResponse{Contribute: []*extensionv1.Object{{Kind: "Nothing", Name: "of ours"}}}
+	case "escape":
+		return &extensionv1.SetupResponse{Denied: true, Diagnostics: []*extensionv1.Diagnostic{{Summary: "\x1b[2J\x1b]0;owned\x07no"}}}
+	}
+	return nil
+}
+
+// AfterDelete releases what it never held.
+func (p *probe) AfterDelete(context.Context, *extensionv1.PhaseRequest) (*extensionv1.HoldResponse, error) {
+	return &extensionv1.HoldResponse{}, nil
+}
+
 func (p *probe) OnCreateFailed(ctx context.Context, req *extensionv1.PhaseRequest) (*extensionv1.HoldResponse, error) {
-	text, err := p.act(ctx, req)
+	text, err := p.act(ctx, req, req.GetStep().GetKey())
 	return &extensionv1.HoldResponse{Diagnostics: []*extensionv1.Diagnostic{{Summary: text}}}, err
 }
 
-// act does what the key of a call says. Calls of one subject are served one at a time.
-func (p *probe) act(ctx context.Context, req *extensionv1.PhaseRequest) (string, error) {
+// act does what it is told to. Calls of one subject are served one at a time.
+func (p *probe) act(ctx context.Context, req *extensionv1.PhaseRequest, todo string) (string, error) {
 	p.mu.Lock()
 	subject := req.GetSubject().GetSandbox().GetId()
 	if p.busy[subject] == nil {
@@ -199,12 +236,12 @@ func (p *probe) act(ctx context.Context, req *extensionv1.PhaseRequest) (string,
 	p.mu.Unlock()
 	one.Lock()
 	defer one.Unlock()
-	word, arg, _ := strings.Cut(req.GetStep().GetKey(), ":")
+	word, arg, _ := strings.Cut(todo, ":")
 	switch word {
 	case "exit":
-		fmt.Fprintln(os.Stderr, "pool file is corrupt")
+		fmt.Fprintln(os.NewFile(2, "stderr"), "pool file is corrupt") // os.Stderr is go-plugin's by now, which loses last words
 		n, _ := strconv.Atoi(arg)
-		os.Exit(n)
+		unix.Exit(n)
 	case "freeze":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		select {} // another thread may have been stopped before this one
@@ -220,6 +257,8 @@ func (p *probe) act(ctx context.Context, req *extensionv1.PhaseRequest) (string,
 		return "", status.Error(codes.ResourceExhausted, "pool is full")
 	case "huge":
 		return strings.Repeat("x", 8<<20), nil
+	case "panic":
+		panic("pool table is nil")
 	case "sick":
 		p.mu.Lock()
 		defer p.mu.Unlock()

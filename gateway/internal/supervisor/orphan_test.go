@@ -1,3 +1,0 @@
-package supervisor
-
-func runDaemon() {}
