@@ -98,7 +98,7 @@ func uptime(x *gatewayv1.Extension) string {
 }
 
 func restartCommand(env Env, c *client) *cobra.Command {
-	return &cobra.Command{Use: "restart NAME", Short: "Replace an extension's process in good order; clears a spent crash budget", Args: exactly("NAME"),
+	return &cobra.Command{Use: "restart NAME", Short: "Replace the process of an extension, or of a driver that is a program, in good order; clears a spent crash budget", Args: exactly("NAME"),
 		Long: "Replaces the process of an extension by a new one: calls in flight end, those that come wait for it. What it has\n" +
 			"crashed so far is forgiven, so that one in state `failed` is started again. Returns when it serves.",
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -238,11 +240,7 @@ func fmtCommand(env Env) *cobra.Command {
 			if checkOnly {
 				continue
 			}
-			info, err := os.Stat(path)
-			if err != nil {
-				return err
-			}
-			if err := os.WriteFile(path, formatted, info.Mode().Perm()); err != nil {
+			if err := rewrite(path, formatted); err != nil {
 				return err
 			}
 		}
@@ -253,4 +251,32 @@ func fmtCommand(env Env) *cobra.Command {
 	}}
 	cmd.Flags().BoolVar(&checkOnly, "check", false, "write nothing; exit with 1 when a file is not in canonical form")
 	return cmd
+}
+
+// rewrite gives a file another text, whole or not at all, and leaves its mode and its owner as they are.
+func rewrite(path string, text []byte) error {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".fmt-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if was, ok := info.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
+		err = errors.Join(err, f.Chown(int(was.Uid), int(was.Gid)))
+	}
+	err = errors.Join(err, f.Chmod(info.Mode().Perm()), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }

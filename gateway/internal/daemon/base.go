@@ -22,10 +22,11 @@ import (
 
 // base is a driver that others may be composed over, about to be opened: built in, behind a socket, or a program.
 type base struct {
-	kind   string // what it is; it does not change while the driver is open
-	schema extension.ConfigSchema
-	open   func(drivers.Config) (driver.Driver, error)
-	drop   func() error // gives it up before it was opened
+	kind    string // what it is; it does not change while the driver is open
+	schema  extension.ConfigSchema
+	program *supervisor.Handle // nil: it is none
+	open    func(drivers.Config) (driver.Driver, error)
+	drop    func() error // gives it up before it was opened
 }
 
 // openBase opens a base driver that is not open yet. What is wrong goes to the findings, and then there is none.
@@ -71,7 +72,7 @@ func (d *Daemon) openBase(ctx context.Context, cfg *config.Config, c config.Driv
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.open[c.Name] = openDriver{driver: drv, setting: string(setting), kind: b.kind, schema: b.schema}
+	d.open[c.Name] = openDriver{driver: drv, setting: string(setting), kind: b.kind, schema: b.schema, program: b.program}
 	return drv, nil
 }
 
@@ -105,7 +106,7 @@ func (d *Daemon) driverProgram(ctx context.Context, c config.Driver) (*base, err
 	if err != nil {
 		return nil, err
 	}
-	b := &base{kind: kind, drop: h.Close}
+	b := &base{kind: kind, program: h, drop: h.Close}
 	m := h.Manifest()
 	if len(m.ConfigSchema) > 0 {
 		if err := json.Unmarshal(m.ConfigSchema, &b.schema); err != nil {

@@ -85,6 +85,7 @@ type openDriver struct {
 	setting string
 	kind    string
 	schema  extension.ConfigSchema
+	program *supervisor.Handle // nil: it is no program
 }
 
 // drainTimeout is how long operations in flight have to end when the gateway is stopped; what has not ended goes on

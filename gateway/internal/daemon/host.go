@@ -138,7 +138,7 @@ func describeExtension(name string, r *running) *gatewayv1.Extension {
 // restartTimeout is how long calls in flight may take to end, and the new process to serve.
 const restartTimeout = time.Minute
 
-// RestartExtension implements api.Host: of every configuration that is in use. A caller who goes away cuts nothing off.
+// RestartExtension implements api.Host: of every configuration that is in use, and of a driver that is a program. A caller who goes away cuts nothing off.
 func (d *Daemon) RestartExtension(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTimeout)
 	defer cancel()
@@ -149,9 +149,12 @@ func (d *Daemon) RestartExtension(ctx context.Context, name string) error {
 			handles = append(handles, r.handle)
 		}
 	}
+	if o := d.open[name]; len(handles) == 0 && o.program != nil {
+		handles = append(handles, o.program)
+	}
 	d.mu.Unlock()
 	if len(handles) == 0 {
-		return fault.New(fault.NotFound, "there is no extension %q", name)
+		return fault.New(fault.NotFound, "there is no extension %q, nor a driver of that name which is a program", name)
 	}
 	errs := make([]error, len(handles))
 	var all sync.WaitGroup

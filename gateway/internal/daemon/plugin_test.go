@@ -132,6 +132,11 @@ func TestRealScenario37ADriverProgramDiesInCreate(t *testing.T) {
 	if err != nil || len(list) != 1 {
 		t.Errorf("there are %d sandboxes: %v", len(list), err)
 	}
+	program := s.d.open["far"].program
+	before := program.Status().PID
+	if err := s.d.RestartExtension(t.Context(), "far"); err != nil || program.Status().PID == before {
+		t.Errorf("restarted by an operator: %v; process %d was %d", err, program.Status().PID, before)
+	}
 	s.remove(id.ID)
 	if s.held() != 0 {
 		t.Error("something is held still")

@@ -123,7 +123,27 @@ func (h *Handle) Reconcile(ctx context.Context, bind, operation string, known it
 // Reach makes one call of another service that the program serves, like Call: of a driver program's (wire.Reach).
 func (h *Handle) Reach(ctx context.Context, call, subject string, fn func(context.Context, grpc.ClientConnInterface) error) error {
 	flight := Flight{Phase: phase.Phase("driver " + call), Subject: "sandbox " + subject, Since: time.Now()}
+	if call == "watch" || call == "logs" {
+		return h.stream(ctx, flight, fn)
+	}
 	return h.serve(ctx, flight, func(ctx context.Context, p *process) error { return fn(ctx, p.conn) })
+}
+
+// stream runs a call that goes on until its caller has enough: nobody waits for its end, and that it was cut off makes
+// nobody suspicious.
+func (h *Handle) stream(ctx context.Context, flight Flight, fn func(context.Context, grpc.ClientConnInterface) error) error {
+	p, leave, err := h.enter(ctx)
+	if err != nil {
+		return err
+	}
+	leave()
+	bounded, cancel := until(ctx, p.dead)
+	defer cancel()
+	err = fn(bounded, p.conn)
+	if p.dead.Err() != nil || fault.Is(err, fault.Unavailable) && ends(ctx, p) {
+		return h.died(ctx, p, flight)
+	}
+	return err
 }
 
 // serve runs one call on the process that serves, and turns the ways in which it can be cut short into errors that

@@ -21,9 +21,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
+	"github.com/sandgate/sandgate/shared/fault"
 	extensionv1 "github.com/sandgate/sandgate/shared/proto/extension/v1"
 	"github.com/sandgate/sandgate/shared/wire"
 )
@@ -254,7 +253,7 @@ func (p *probe) act(ctx context.Context, req *extensionv1.PhaseRequest, todo str
 		d, _ := time.ParseDuration(arg)
 		<-time.After(d)
 	case "fail":
-		return "", status.Error(codes.ResourceExhausted, "pool is full")
+		return "", fault.ToStatus(fault.New(fault.ResourceExhausted, "pool is full"))
 	case "huge":
 		return strings.Repeat("x", 8<<20), nil
 	case "panic":
