@@ -184,6 +184,9 @@ func (d *Driver) Create(ctx context.Context, r *driver.CreateRequest) error {
 		// Nothing of it is ours: not the id that is there, nor the name that somebody else has.
 		return errors.Join(fault.FromStatus(err), d.notes.remove(id))
 	}
+	if status.Code(err) == codes.AlreadyExists { // it is at work on the call before, and does not show it yet
+		return fault.New(fault.Unavailable, "%w", err)
+	}
 	if err != nil {
 		return fault.FromStatus(err)
 	}

@@ -25,14 +25,15 @@ import (
 
 // doorBase is what the checks of the compute door need to know of a base driver.
 type doorBase struct {
-	engine  enginetest.Kind // that it needs; "" for none
-	setting string          // of its configuration: where the engine's socket goes
-	block   string          // of its configuration
-	kind    string          // whose labels and image the extension may set
-	image   string          // of a sandbox
-	runs    []string        // a command that runs until it is stopped
-	exits   []string        // a command that ends by itself with the code 3 after a moment; nil: none
-	missing []string        // a command with which the driver refuses the create itself; nil: none
+	engine  enginetest.Kind                   // that it needs; "" for none
+	setting string                            // of its configuration: where the engine's socket goes
+	block   string                            // of its configuration
+	kind    string                            // whose labels and image the extension may set
+	image   string                            // of a sandbox
+	runs    []string                          // a command that runs until it is stopped
+	exits   []string                          // a command that ends by itself with the code 3 after a moment; nil: none
+	missing []string                          // a command with which the driver refuses the create itself; nil: none
+	far     func(t *testing.T) (block string) // starts what is behind the driver's block; nil: nothing is
 }
 
 // doorBases has a line for every built-in driver. Whoever adds one adds it here, and gets every check.
@@ -40,6 +41,10 @@ var doorBases = map[string]doorBase{
 	"native": {kind: "Process", runs: []string{"/bin/sleep", "600"}, exits: []string{"/bin/sh", "-c", "sleep 0.3; exit 3"}, missing: []string{"/no/such/program"}},
 	"docker": {kind: "Container", engine: enginetest.Docker, setting: "host", image: enginetest.Image, runs: untilTerm,
 		exits: []string{"sh", "-c", "sleep 0.3; exit 3"}},
+	// Drivers from outside: one behind a socket, which is another gateway's native, and a program.
+	"remote": {kind: "DriverSandbox", runs: []string{"/bin/sleep", "600"}, exits: []string{"/bin/sh", "-c", "sleep 0.3; exit 3"}, missing: []string{"/no/such/program"}, far: farGateway},
+	"program": {kind: "Process", runs: []string{"/bin/sleep", "600"}, exits: []string{"/bin/sh", "-c", "sleep 0.3; exit 3"}, missing: []string{"/no/such/program"},
+		far: func(t *testing.T) string { return fmt.Sprintf("  command = %q\n", driverProgram(t, t.TempDir())) }},
 	"podman": {kind: "Container", engine: enginetest.Podman, setting: "socket", image: enginetest.Image, runs: untilTerm,
 		exits: []string{"sh", "-c", "sleep 0.3; exit 3"}},
 }
@@ -53,7 +58,22 @@ func (b doorBase) on(t *testing.T) doorBase {
 		b.block = fmt.Sprintf("config {\n  %s = %q\n  stop_timeout = \"1s\"\n  image_policy = \"never\"\n  default_image = %q\n}\n",
 			b.setting, "unix://"+enginetest.Use(t, b.engine).Socket, b.image)
 	}
+	if b.far != nil {
+		b.block = b.far(t)
+	}
 	return b
+}
+
+// farGateway is a gateway of its own, before whose door another one stands.
+func farGateway(t *testing.T) string {
+	far := newSite(t)
+	text := fmt.Sprintf("gateway {\n  data_dir = %q\n  listen = \"unix://%s/gw.sock\"\n}\ndriver \"native\" {\n  expose {\n    socket = %q\n  }\n}\n", far.dir+"/data", far.dir, far.socket())
+	if err := os.WriteFile(filepath.Join(far.dir, "site.hcl"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	far.start()
+	t.Cleanup(far.end)
+	return fmt.Sprintf("  socket = \"unix://%s\"\n", far.socket())
 }
 
 // doorCheck is one thing that an OpenShell gateway relies on. The rule says where it comes from: the number of the
@@ -72,13 +92,13 @@ const atLeast = 90
 func TestTheDoorServesAnOpenShellGateway(t *testing.T) {
 	checks := slices.Concat(startChecks, validateChecks, createChecks, undoneChecks, readChecks, runChecks, ambiguityChecks, deleteChecks, watchChecks,
 		workspaceChecks, recoveryChecks, restartChecks)
-	for _, name := range drivers.Names() {
+	for _, name := range append(drivers.Names(), "remote", "program") {
 		base, ok := doorBases[name]
 		if !ok {
 			t.Errorf("driver %q has no line in doorBases", name)
 			continue
 		}
-		t.Run(name, func(t *testing.T) { doorChecks(t, name, base.on(t), checks) })
+		t.Run(name, func(t *testing.T) { doorChecks(t, name, base, checks) })
 	}
 }
 
@@ -87,7 +107,7 @@ func doorChecks(t *testing.T, name string, base doorBase, checks []doorCheck) {
 	for _, gen := range []openshelltest.Generation{openshelltest.First, openshelltest.Second} {
 		t.Run(fmt.Sprintf("G%d", gen), func(t *testing.T) {
 			t.Parallel()
-			r := newDoorRig(t, name, base, gen)
+			r := newDoorRig(t, name, base.on(t), gen)
 			n := 0
 			for _, c := range checks {
 				if c.only != 0 && c.only != gen {

@@ -38,6 +38,7 @@ func (e *Engine) CreateSandbox(r CreateRequest) (*Handle, sandbox.Identity, erro
 	id := sb.Identity // from here on the record is the subject's
 	h := newHandle(op)
 	s.push(&task{run: func(ctx context.Context) {
+		sb.Numbers = s.numbersBefore()
 		e.create(ctx, s, op, h, sb)
 		e.unreserve(s, sb)
 	}}, false)
@@ -89,23 +90,30 @@ func (e *Engine) reserve(sb *Sandbox) (*subject, error) {
 		return nil, errClosed
 	case e.Catalog.Current().Drivers[sb.Driver] == nil: // a reload has dropped it since
 		return nil, fault.New(fault.NotFound, "there is no driver %q", sb.Driver)
-	case e.subjects[sb.ID] != nil:
-		return nil, fault.New(fault.AlreadyExists, "there is, or was within the last day, a sandbox with the id %q", sb.ID)
+	case e.subjects[sb.ID] != nil && !e.subjects[sb.ID].reusable():
+		return nil, fault.New(fault.AlreadyExists, "there is a sandbox with the id %q", sb.ID)
 	case e.names[key] != "":
 		return nil, fault.New(fault.AlreadyExists, "driver %q has a sandbox %q in workspace %q already", sb.Driver, sb.Name, sb.Workspace)
 	}
 	e.names[key] = sb.ID
-	return e.subjectOf(sb.ID), nil
+	s := e.subjectOf(sb.ID)
+	s.reserved = sb
+	return s, nil
 }
 
 // unreserve gives up id and name of a sandbox that was not journaled after all.
 func (e *Engine) unreserve(s *subject, sb *Sandbox) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s.sandbox != nil {
+	if s.reserved == sb {
+		s.reserved = nil
+	}
+	if s.sandbox != nil && s.sandbox.Operation == sb.Operation {
 		return
 	}
-	delete(e.subjects, sb.ID)
+	if s.sandbox == nil {
+		delete(e.subjects, sb.ID)
+	}
 	if key := sb.Driver + "/" + sb.Workspace + "/" + sb.Name; e.names[key] == sb.ID {
 		delete(e.names, key)
 	}

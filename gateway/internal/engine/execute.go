@@ -268,6 +268,9 @@ func (x *execution) updateWorkspace(change func(*Workspace)) {
 func (e *Engine) putSandbox(tx *change, s *subject, sb *Sandbox) {
 	tx.put(sb.record(), func() {
 		s.sandbox = sb
+		if s.reserved != nil && s.reserved.Operation == sb.Operation {
+			s.reserved = nil
+		}
 		key := sb.Driver + "/" + sb.Workspace + "/" + sb.Name
 		switch { // a name that was given up may be another's by now
 		case sb.Ended == nil:

@@ -346,14 +346,17 @@ func (r *rig) must(err error) {
 	}
 }
 
-func (r *rig) create(name string) (sandbox.Identity, error) {
-	h, id, err := r.engine.CreateSandbox(CreateRequest{Driver: "fake", Name: name, Spec: sandbox.Spec{Image: "alpine", Command: []string{"sleep"}}})
+func (r *rig) create(name string) (sandbox.Identity, error) { return r.createAs("", name) }
+
+// createAs is create of an id.
+func (r *rig) createAs(id, name string) (sandbox.Identity, error) {
+	h, made, err := r.engine.CreateSandbox(CreateRequest{ID: id, Driver: "fake", Name: name, Spec: sandbox.Spec{Image: "alpine", Command: []string{"sleep"}}})
 	if err != nil {
-		return id, err
+		return made, err
 	}
 	_, err = h.Wait(context.Background())
 	synctest.Wait()
-	return id, err
+	return made, err
 }
 
 func (r *rig) wait(h *Handle, err error) error {

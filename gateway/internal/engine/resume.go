@@ -13,8 +13,8 @@ import (
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
 
-// retention is how long what is known of a sandbox or workspace is kept after its end: its id is not used again, its
-// history can be read, and what the driver still shows of it is deleted again.
+// retention is how long what is known of a sandbox or workspace is kept after its end: its history can be
+// read, and what the driver still shows of it is deleted again.
 const retention = 24 * time.Hour
 
 // load reads what the journal has into memory.
@@ -265,6 +265,12 @@ func (e *Engine) purge(before time.Time) {
 
 // purgeSubject drops the records of one subject. The audit stays.
 func (e *Engine) purgeSubject(ctx context.Context, s *subject) {
+	e.mu.Lock()
+	used := s.reserved != nil || s.sandbox != nil && s.sandbox.Ended == nil // again
+	e.mu.Unlock()
+	if used {
+		return
+	}
 	var tx change
 	ops, err := e.Journal.List(ctx, journal.Query{Kind: kindHistory, Parent: s.id})
 	for _, op := range ops {

@@ -326,6 +326,34 @@ func TestADisabledExtensionIsToldOfTheEnd(t *testing.T) {
 	})
 }
 
+// An id may be used again when nothing of the one that had it is left: a gateway of OpenShell's does so when a start finds
+// nothing. Extensions see the numbers of its calls go on.
+func TestAnIDIsUsedAgain(t *testing.T) {
+	bubble(t, rigOptions{}, []string{"a"}, func(t *testing.T, r *rig) {
+		id, err := r.createAs("again", "one")
+		r.must(err)
+		if _, err := r.createAs("again", "two"); !fault.Is(err, fault.AlreadyExists) {
+			t.Errorf("while it is there: %v", err)
+		}
+		last := r.exts[0].answered["again"]
+		r.must(r.remove(id.ID))
+		r.world.Inject(drivertest.Fault{Call: drivertest.CallCreate, Times: 1, Err: fault.New(fault.Invalid, "no")})
+		if _, err := r.createAs("again", "one"); err == nil {
+			t.Error("the fault was not met")
+		}
+		_, err = r.createAs("again", "two")
+		r.must(err)
+		if n := r.exts[0].answered["again"]; n <= last+2 {
+			t.Errorf("the number of the last call is %d; before it was %d", n, last)
+		}
+		if sb, _ := r.engine.Lookup("again"); sb.Ended != nil || sb.Name != "two" || sb.Run.Number != 1 {
+			t.Errorf("it is %+v", sb)
+		}
+		r.must(r.remove("again"))
+		r.nothingHeld()
+	})
+}
+
 func TestScenario32TheCallerOfACreateGoesAway(t *testing.T) {
 	bubble(t, rigOptions{}, []string{"a"}, func(t *testing.T, r *rig) {
 		r.exts[0].on(phase.BeforeCreate, func(ctx context.Context, c *extension.Call) (*extension.Answer, error) {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 
@@ -19,7 +20,8 @@ type subject struct {
 	sandbox   *Sandbox
 	workspace *Workspace
 	holdings  map[string]*holding
-	closing   bool // of a workspace: a delete has begun
+	closing   bool     // of a workspace: a delete has begun
+	reserved  *Sandbox // that may yet be refused, and has the id
 
 	mu        sync.Mutex
 	queue     []*task
@@ -30,6 +32,22 @@ type subject struct {
 	probing   bool                    // it is being found out whether the driver still has it
 	current   *execution
 	failure   error // of a workspace: why its first ensure failed, for those who waited for it
+}
+
+// reusable reports whether the id may be given to another sandbox: nothing of the one that had it is there or owed. The
+// engine's lock is held.
+func (s *subject) reusable() bool {
+	return s.sandbox != nil && s.sandbox.Ended != nil && len(s.holdings) == 0 && s.reserved == nil
+}
+
+// numbersBefore returns the numbers of a sandbox that had the id before, and has ended: extensions know calls by them.
+func (s *subject) numbersBefore() map[string]uint64 {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	if s.sandbox == nil {
+		return nil
+	}
+	return maps.Clone(s.sandbox.Numbers)
 }
 
 // numberOf returns the last number of an extension that the subject was done with, or 0. The engine's lock is held.
