@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -52,9 +53,11 @@ type Driver struct {
 	client computev1.ComputeDriverClient
 	notes  *notes
 	about  *driver.Description
+	agreed atomic.Bool // it has said that it is what about says, to this process
 }
 
-// Open connects, and asks the other driver what it is. It waits for a driver that is not there yet.
+// Open connects, and asks the other driver what it is. It waits for a driver that is not there yet, unless that was there
+// before: then what it said holds until it is back.
 func Open(cfg Config) (driver.Driver, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -74,9 +77,7 @@ func Open(cfg Config) (driver.Driver, error) {
 		return nil, fault.New(fault.Invalid, "socket %s: %w", cfg.Socket, err)
 	}
 	d := &Driver{cfg: cfg, conn: conn, client: computev1.NewComputeDriverClient(conn), notes: kept}
-	ctx, cancel := context.WithTimeout(context.Background(), cfg.Connect)
-	defer cancel()
-	if d.about, err = d.ask(ctx); err != nil {
+	if err = d.meet(); err != nil {
 		return nil, errors.Join(fmt.Errorf("compute driver on %s: %w", cfg.Socket, err), conn.Close())
 	}
 	return d, nil
@@ -132,6 +133,11 @@ func (d *Driver) Close() error { return d.conn.Close() }
 // Resolve implements driver.Driver: the other driver validates what it would be sent, without secrets that it needs
 // only to create.
 func (d *Driver) Resolve(ctx context.Context, r *driver.ResolveRequest) error {
+	bounded, cancel := context.WithTimeout(ctx, agreeTimeout)
+	defer cancel()
+	if err := d.agree(bounded); err != nil {
+		return err
+	}
 	m, err := message(r.Identity, r.Request, r.Plan)
 	if err != nil {
 		return err
@@ -296,6 +302,9 @@ func (d *Driver) List(ctx context.Context) ([]*driver.Status, error) {
 func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if err := d.agree(ctx); err != nil {
+		return err
+	}
 	stream, err := d.client.WatchSandboxes(ctx, &computev1.WatchSandboxesRequest{})
 	if err != nil {
 		return fault.FromStatus(err)

@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sandgate/sandgate/drivers/remote"
+	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/driver/drivertest"
 	"github.com/sandgate/sandgate/shared/sandbox"
@@ -66,6 +68,48 @@ func TestAChainOfThree(t *testing.T) {
 	if near.held()+far.held() != 0 {
 		t.Errorf("held after the delete: %d here, %d there", near.held(), far.held())
 	}
+}
+
+// A gateway starts while its remote driver is away: the others serve, and that one does when it is back.
+func TestAGatewayStartsWhileARemoteDriverIsAway(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	far := newSite(t)
+	far.writeExposed("30s", "")
+	far.start()
+	near := newSite(t)
+	path := near.write(near.keeperBlock(""), keeperBind)
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, fmt.Appendf(nil, "%s\ndriver \"far\" {\n  socket = \"unix://%s\"\n}\n", raw, far.socket()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	near.start()
+	near.end()
+	far.end()
+	began := time.Now()
+	near.start() // its test fails where it does not
+	defer near.end()
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	here, err := near.create("here", sandbox.Spec{})
+	if err != nil {
+		t.Errorf("another driver: %v", err)
+	}
+	far.start()
+	defer far.end()
+	h, there, err := near.d.engine.CreateSandbox(engine.CreateRequest{Driver: "far", Name: "there", Spec: sandbox.Spec{Command: []string{"/bin/sleep", "600"}}})
+	if err == nil {
+		_, err = h.Wait(t.Context())
+	}
+	if err != nil {
+		t.Fatalf("it is back: %v", err)
+	}
+	near.until("it is watched", func() bool { sb, _ := near.d.engine.Lookup(there.ID); return sb.State == sandbox.Ready })
+	near.remove(there.ID)
+	near.remove(here.ID)
 }
 
 // onBase moves the composed driver of a configuration onto another base.
