@@ -265,10 +265,14 @@ func victim(dir string, armed []string) error {
 		between: between{
 			journal: func(j journal.Journal) journal.Journal { return trappedJournal{j, t} },
 			driver: func(d driver.Driver) driver.Driver {
+				l, ok := d.(driver.Logger)
+				if !ok {
+					return trappedDriver{d, t}
+				}
 				return struct {
 					trappedDriver
 					driver.Logger
-				}{trappedDriver{d, t}, d.(driver.Logger)}
+				}{trappedDriver{d, t}, l}
 			},
 			extension: func(name string, x pipeline.Extension) pipeline.Extension { return trappedExtension{x, name, dir, t} },
 		}}

@@ -248,8 +248,8 @@ func (w *witness) BeforeCreate(ctx context.Context, r *plugin.Request, s *plugin
 
 func (w *witness) BeforeStart(_ context.Context, r *plugin.Request, s *plugin.Setup) error {
 	f, ok := r.Feature("environment")
-	if !ok {
-		return errors.New("there is no place for an environment")
+	if !ok { // a remote driver has no place for it at a start
+		return w.take(r, s)
 	}
 	return errors.Join(w.take(r, s), s.Set(f, map[string]string{"WITNESS_RUN": strconv.Itoa(r.Run())}))
 }

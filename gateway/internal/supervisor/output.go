@@ -20,6 +20,7 @@ const (
 	maxLine   = 64 << 10 // bytes of one line; the rest of it is dropped
 	keptLines = 50       // last lines of standard error, for the report of an exit
 	keptLine  = 1 << 10  // bytes of such a line
+	maxPrefix = 256      // bytes at the start of a plain line in which its level is looked for
 	maxAttrs  = 32       // attributes of one structured line
 	lineRate  = 200      // lines a second that reach the log, once the burst is used up
 	lineBurst = 1000
@@ -184,7 +185,7 @@ type record struct {
 
 var (
 	klogForm   = regexp.MustCompile(`^([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ ([^ \]]+:\d+)\] (.*)$`)
-	prefixForm = regexp.MustCompile(`(?i)^(?:\S+ \S+ )?\[?(trace|debug|info|warn|warning|error|fatal)(?:\]:?|:) *(.*)$`)
+	prefixForm = regexp.MustCompile(`(?i)^(?:\S+ \S+ )?\[?(trace|debug|info|warn|warning|error|fatal)(?:\]:?|:) *`)
 	crashForm  = regexp.MustCompile(`^(panic: |fatal error: |Traceback \(most recent call last\)|thread '.*' panicked at|SIG[A-Z]+: )`)
 )
 
@@ -209,8 +210,9 @@ func parseLine(line string) record {
 	if crashForm.MatchString(line) {
 		return record{level: slog.LevelError, message: line, crash: true}
 	}
-	if m := prefixForm.FindStringSubmatch(line); m != nil {
-		return record{level: levels[strings.ToLower(m[1])], message: m[2]}
+	head := line[:min(len(line), maxPrefix)]
+	if m := prefixForm.FindStringSubmatchIndex(head); m != nil {
+		return record{level: levels[strings.ToLower(head[m[2]:m[3]])], message: line[m[1]:]}
 	}
 	return record{level: slog.LevelInfo, message: line}
 }
