@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -42,6 +43,7 @@ type Config struct {
 const (
 	connectTimeout = 30 * time.Second
 	readTimeout    = 30 * time.Second
+	backTimeout    = 2 * time.Second // that a call waits for a connection which was lost: the driver is being restarted
 	lookFirst      = 50 * time.Millisecond
 	lookMost       = 2 * time.Second
 )
@@ -72,7 +74,7 @@ func Open(cfg Config) (driver.Driver, error) {
 	// The other side may check the authority against nothing: it is behind its socket's permissions.
 	conn, err := grpc.NewClient("unix://"+cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 250 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 5 * time.Second}),
-		grpc.WithChainUnaryInterceptor(tracedUnary), grpc.WithChainStreamInterceptor(tracedStream))
+		grpc.WithChainUnaryInterceptor(tracedUnary, connected), grpc.WithChainStreamInterceptor(tracedStream))
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "socket %s: %w", cfg.Socket, err)
 	}
@@ -90,6 +92,20 @@ func tracedUnary(ctx context.Context, method string, req, reply any, cc *grpc.Cl
 
 func tracedStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	return stream(traced(ctx), desc, cc, method, opts...)
+}
+
+// connected waits a moment for a connection that is not there, before anything was sent. When it does not come, the
+// call says why.
+func connected(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	bounded, cancel := context.WithTimeout(ctx, backTimeout)
+	defer cancel()
+	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
+		cc.Connect()
+		if !cc.WaitForStateChange(bounded, state) {
+			break
+		}
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
 }
 
 func traced(ctx context.Context) context.Context {

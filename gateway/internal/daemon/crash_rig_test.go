@@ -57,7 +57,7 @@ type ruin struct {
 	cmd      *exec.Cmd
 	in       io.WriteCloser
 	out      *bufio.Scanner
-	err      bytes.Buffer
+	err      lockedBuffer
 	boots    int
 	bootTime time.Duration
 }
