@@ -15,22 +15,21 @@ import (
 	"github.com/sandgate/sandgate/shared/plan"
 )
 
-// New returns a driver of that name over base, which stays its opener's to close: several names may share one. It is
-// a driver.Logger if base is.
+// New returns a driver of that name over base, which stays its opener's to close: several names may share one.
 func New(name string, base driver.Driver) driver.Driver {
-	return dress(&composed{named: named{Driver: root(base), name: name}, base: base})
+	return &composed{named: named{Driver: root(base), name: name}, base: base}
 }
 
 // Named returns base as it is under its own name: the same driver, without the sandboxes of names composed over it.
 // Like New it leaves closing to the opener.
 func Named(name string, base driver.Driver) driver.Driver {
-	return dress(&named{Driver: root(base), name: name})
+	return &named{Driver: root(base), name: name}
 }
 
 // Splitter returns what takes the parts for extensions out of a sandbox's driver_config, by extension, those of bases
 // included. It is nil for a driver that is not composed.
 func Splitter(d driver.Driver) func(json.RawMessage) (map[string]json.RawMessage, error) {
-	c, ok := undress(d).(*composed)
+	c, ok := d.(*composed)
 	if !ok {
 		return nil
 	}
@@ -42,6 +41,9 @@ type named struct {
 	driver.Driver // the one at the bottom, which knows the sandboxes of every name
 	name          string
 }
+
+// Unwrap returns the driver at the bottom, for driver.As.
+func (n *named) Unwrap() driver.Driver { return n.Driver }
 
 // List implements driver.Driver.
 func (n *named) List(ctx context.Context) ([]*driver.Status, error) {
@@ -99,30 +101,9 @@ func (c *composed) Layers(ctx context.Context, r *driver.Request) ([]plan.Layer,
 	return layers, nil
 }
 
-// logging adds driver.Logger to a driver whose root has it.
-type logging struct {
-	driver.Driver
-	driver.Logger
-}
-
-// dress adds the optional interfaces that the driver at the bottom implements.
-func dress(d driver.Driver) driver.Driver {
-	if l, ok := root(d).(driver.Logger); ok {
-		return logging{Driver: d, Logger: l}
-	}
-	return d
-}
-
-func undress(d driver.Driver) driver.Driver {
-	if l, ok := d.(logging); ok {
-		return l.Driver
-	}
-	return d
-}
-
 // root returns the driver that a stack of names ends in.
 func root(d driver.Driver) driver.Driver {
-	switch d := undress(d).(type) {
+	switch d := d.(type) {
 	case *named:
 		return d.Driver
 	case *composed:

@@ -237,10 +237,10 @@ func TestCloseLeavesTheBaseOpen(t *testing.T) {
 }
 
 func TestLoggerIsThereWhereTheBaseHasIt(t *testing.T) {
-	if _, ok := stack(drivertest.NewWorld(drivertest.Options{}).Open(), 2).(driver.Logger); !ok {
+	if _, ok := driver.As[driver.Logger](stack(drivertest.NewWorld(drivertest.Options{}).Open(), 2)); !ok {
 		t.Error("the base keeps logs and the composed driver does not")
 	}
-	if _, ok := stack(&recorder{}, 2).(driver.Logger); ok {
+	if _, ok := driver.As[driver.Logger](stack(&recorder{}, 2)); ok {
 		t.Error("the base keeps no logs and the composed driver does")
 	}
 }

@@ -93,7 +93,7 @@ func (c *composed) extensions(raw json.RawMessage) (map[string]json.RawMessage, 
 	if err != nil {
 		return nil, err
 	}
-	below, ok := undress(c.base).(*composed)
+	below, ok := c.base.(*composed)
 	if !ok {
 		return all, nil
 	}

@@ -20,7 +20,8 @@ type note struct {
 	Identity  sandbox.Identity `json:"identity"`
 	Operation string           `json:"operation"`
 	Run       int              `json:"run"`
-	Begun     bool             `json:"begun"` // the call that begins the run has succeeded
+	Begun     bool             `json:"begun"`             // the call that begins the run has succeeded
+	Runtime   string           `json:"runtime,omitempty"` // its answer's runtime_identity
 }
 
 // notes are kept in a directory, a file for each sandbox and one for the workspaces, and in memory.

@@ -27,6 +27,9 @@ const (
 	mainSandbox = "main"
 )
 
+// featureAuthentication is the feature of a driver.Authenticator.
+const featureAuthentication = "sandbox-authentication"
+
 // Structs of the message are free-form: the other driver has their schema.
 const sandboxSchema = `types:
 - name: DriverSandbox
@@ -102,6 +105,9 @@ func describe(caps *computev1.GetCapabilitiesResponse, needs []*computev1.Gatewa
 		about.Features = append(about.Features, extension.Feature{Name: p.Feature, Point: p.Pattern, Object: p.Object})
 	}
 	about.Features = append(about.Features, extension.Feature{Name: "compute-request"})
+	if caps.GetSupportsSandboxAuthentication() {
+		about.Features = append(about.Features, extension.Feature{Name: featureAuthentication})
+	}
 	has := caps.GetResourceCapabilities()
 	for name, ok := range map[string]bool{"cpu": has.GetCpu().GetLimitSupported(), "memory": has.GetMemory().GetLimitSupported(), "gpu": has.GetGpu() == nil || has.GetGpu().GetDefaultSelectionSupported()} {
 		if ok {

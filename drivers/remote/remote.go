@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/extension"
@@ -186,7 +187,7 @@ func (d *Driver) Create(ctx context.Context, r *driver.CreateRequest) error {
 	}
 	if again {
 		if _, err := d.look(ctx, r.Identity); err == nil {
-			return d.confirm(id, r.Run)
+			return d.confirm(id, r.Run, n.Runtime)
 		} else if !fault.Is(err, fault.NotFound) {
 			return err
 		}
@@ -201,7 +202,7 @@ func (d *Driver) Create(ctx context.Context, r *driver.CreateRequest) error {
 	if err := d.notes.put(note{Identity: r.Identity, Operation: r.Operation, Run: r.Run}); err != nil {
 		return err
 	}
-	_, err = d.client.CreateSandbox(ctx, &computev1.CreateSandboxRequest{Sandbox: m})
+	answer, err := d.client.CreateSandbox(ctx, &computev1.CreateSandboxRequest{Sandbox: m})
 	if status.Code(err) == codes.AlreadyExists && !again {
 		// Nothing of it is ours: not the id that is there, nor the name that somebody else has.
 		return errors.Join(fault.FromStatus(err), d.notes.remove(id))
@@ -212,16 +213,16 @@ func (d *Driver) Create(ctx context.Context, r *driver.CreateRequest) error {
 	if err != nil {
 		return fault.FromStatus(err)
 	}
-	return d.confirm(id, r.Run)
+	return d.confirm(id, r.Run, answer.GetRuntimeIdentity())
 }
 
-// confirm notes that a run has begun.
-func (d *Driver) confirm(id string, run int) error {
+// confirm notes that a run has begun, and what the answer said that it is.
+func (d *Driver) confirm(id string, run int, runtime string) error {
 	n, ok := d.notes.get(id)
 	if !ok {
 		return fault.New(fault.NotFound, "there is no note of sandbox %s", id)
 	}
-	n.Run, n.Begun = run, true
+	n.Run, n.Begun, n.Runtime = run, true, runtime
 	return d.notes.put(n)
 }
 
@@ -231,15 +232,44 @@ func (d *Driver) Start(ctx context.Context, r *driver.StartRequest) error {
 	if !ok {
 		return fault.New(fault.NotFound, "there is no sandbox %s", r.Identity.ID)
 	}
-	n.Run, n.Begun = r.Run, false
+	n.Run, n.Begun, n.Runtime = r.Run, false, ""
 	if err := d.notes.put(n); err != nil {
 		return err
 	}
-	_, err := d.client.StartSandbox(ctx, &computev1.StartSandboxRequest{SandboxId: r.Identity.ID, Name: r.Identity.Name})
+	m := &computev1.StartSandboxRequest{}
+	if err := proto.Unmarshal(r.Request, m); err != nil {
+		return fault.New(fault.Internal, "read the caller's request: %w", err)
+	}
+	m.SandboxId, m.Name = r.Identity.ID, r.Identity.Name
+	answer, err := d.client.StartSandbox(ctx, m)
 	if err != nil {
 		return fault.FromStatus(err)
 	}
-	return d.confirm(r.Identity.ID, r.Run)
+	return d.confirm(r.Identity.ID, r.Run, answer.GetRuntimeIdentity())
+}
+
+// Authenticate implements driver.Authenticator.
+func (d *Driver) Authenticate(ctx context.Context, credential string) (sandbox.Identity, string, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	r, err := d.client.AuthenticateSandbox(ctx, &computev1.AuthenticateSandboxRequest{Credential: credential})
+	if err != nil {
+		return sandbox.Identity{}, "", fault.FromStatus(err)
+	}
+	n, ok := d.notes.get(r.GetSandboxId())
+	if !ok {
+		return sandbox.Identity{}, "", fault.New(fault.Unauthenticated, "the credential is no sandbox's of driver %q", d.cfg.Name)
+	}
+	return n.Identity, r.GetRuntimeIdentity(), nil
+}
+
+// RuntimeIdentity implements driver.Authenticator.
+func (d *Driver) RuntimeIdentity(id sandbox.Identity) (string, error) {
+	n, ok := d.notes.get(id.ID)
+	if !ok {
+		return "", fault.New(fault.NotFound, "there is no sandbox %s", id.ID)
+	}
+	return n.Runtime, nil
 }
 
 // Stop implements driver.Driver.

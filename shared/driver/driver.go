@@ -104,6 +104,33 @@ type Logger interface {
 	Logs(ctx context.Context, id sandbox.Identity, follow bool, out io.Writer) error
 }
 
+// Authenticator is what a driver that can tell which sandbox a credential belongs to also implements; it then has the
+// feature "sandbox-authentication". An OpenShell gateway of the second generation asks it.
+type Authenticator interface {
+	// Authenticate says whose a credential is, and as which instance it runs. Unauthenticated: nobody's.
+	Authenticate(ctx context.Context, credential string) (id sandbox.Identity, runtimeIdentity string, err error)
+
+	// RuntimeIdentity names the instance that a sandbox's last create or start has begun, in the driver's own words.
+	RuntimeIdentity(id sandbox.Identity) (string, error)
+}
+
+// As finds an optional interface, such as Logger, in a driver, or in the one that it stands before: a driver that wraps
+// another one has a method Unwrap.
+func As[T any](d Driver) (T, bool) {
+	for d != nil {
+		if t, ok := d.(T); ok {
+			return t, true
+		}
+		w, ok := d.(interface{ Unwrap() Driver })
+		if !ok {
+			break
+		}
+		d = w.Unwrap()
+	}
+	var none T
+	return none, false
+}
+
 // Description is what a driver is and offers.
 type Description struct {
 	Type     string              `json:"type"` // "native", "docker", …
@@ -167,7 +194,7 @@ type StartRequest struct {
 	Plan      *plan.Plan
 	Workspace *plan.Plan
 	Token     []byte
-	Request   []byte
+	Request   []byte // sandbox.Spec.StartRequest: secret
 }
 
 // DeleteRequest says what to remove.

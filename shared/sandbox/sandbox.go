@@ -39,6 +39,8 @@ type Spec struct {
 	// Request is the message of an openshell.compute.v1 caller (DriverSandbox), whole, for a driver that passes it on:
 	// one with the feature "compute-request". It holds secrets, and reaches the driver alone.
 	Request []byte `json:"request,omitempty"`
+	// StartRequest is that caller's last StartSandboxRequest, in the same way; nil while it has asked for none.
+	StartRequest []byte `json:"start_request,omitempty"`
 }
 
 // Resources is what a sandbox may use. Zero means that the driver decides.

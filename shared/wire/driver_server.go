@@ -89,7 +89,7 @@ func (s *DriverServer) both(own, workspace []*driverv1.Layer, has bool) (p, ws *
 // Describe implements the service.
 func (s *DriverServer) Describe(context.Context, *driverv1.DescribeRequest) (out *driverv1.DescribeResponse, err error) {
 	err = s.with(func(d driver.Driver) error {
-		_, logs := d.(driver.Logger)
+		_, logs := driver.As[driver.Logger](d)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		out = DescriptionToProto(s.about, logs)
@@ -251,7 +251,7 @@ func (l logStream) Write(p []byte) (int, error) {
 // Logs implements the service.
 func (s *DriverServer) Logs(r *driverv1.LogsRequest, stream driverv1.Driver_LogsServer) error {
 	return s.with(func(d driver.Driver) error {
-		l, ok := d.(driver.Logger)
+		l, ok := driver.As[driver.Logger](d)
 		if !ok {
 			return fault.New(fault.Unimplemented, "this driver keeps no logs")
 		}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/sandgate/sandgate/gateway/internal/engine"
+	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	computev1 "github.com/sandgate/sandgate/shared/proto/compute/v1"
 	"github.com/sandgate/sandgate/shared/sandbox"
@@ -23,6 +24,12 @@ const (
 	implementationName = "sandgate/gateway"
 	maxPeerText        = 128 // bytes of a name, a version or a capability
 	maxCapabilities    = 128
+)
+
+// Features of a driver that this door goes by: it passes a caller's message on whole, and tells whose a credential is.
+const (
+	featureRequest        = "compute-request"
+	featureAuthentication = "sandbox-authentication"
 )
 
 // ComputeDoor serves one driver, with its chain, as openshell.compute.v1.ComputeDriver: an OpenShell gateway uses it as
@@ -84,7 +91,8 @@ func (d *ComputeDoor) GetCapabilities(_ context.Context, r *computev1.GetCapabil
 			Gpu: &computev1.GpuCapabilities{DefaultSelectionSupported: d.about.Features["gpu"],
 				CountSelectionSupported: d.about.Features["gpu"]},
 		},
-		ResourceAdmissionPolicy: d.about.Admission,
+		ResourceAdmissionPolicy:       d.about.Admission,
+		SupportsSandboxAuthentication: d.about.Features[featureAuthentication],
 	}
 	if r.GetGateway() == nil {
 		return out, nil // of the first generation
@@ -179,14 +187,59 @@ func (d *ComputeDoor) CreateSandbox(ctx context.Context, r *computev1.CreateSand
 	if err != nil {
 		return nil, err
 	}
-	h, _, err := d.engine.CreateSandbox(req)
+	h, id, err := d.engine.CreateSandbox(req)
 	if err == nil {
 		_, err = h.Wait(ctx)
 	}
 	if err != nil {
 		return nil, mended(err)
 	}
-	return &computev1.CreateSandboxResponse{}, nil
+	runtime, err := d.runtimeIdentity(id)
+	return &computev1.CreateSandboxResponse{RuntimeIdentity: runtime}, err
+}
+
+// authenticator is the driver where it can tell whose a credential is.
+func (d *ComputeDoor) authenticator() (driver.Authenticator, error) {
+	refused := fault.New(fault.Unimplemented, "driver %q does not authenticate sandboxes", d.driver)
+	drv := d.engine.Catalog.Current().Drivers[d.driver]
+	if drv == nil || !d.about.Features[featureAuthentication] {
+		return nil, refused
+	}
+	a, ok := driver.As[driver.Authenticator](drv.Driver)
+	if !ok {
+		return nil, refused
+	}
+	return a, nil
+}
+
+// runtimeIdentity is what a caller of the second generation is told of the run that was begun, where it was told that
+// sandboxes are authenticated.
+func (d *ComputeDoor) runtimeIdentity(id sandbox.Identity) (string, error) {
+	a, err := d.authenticator()
+	if fault.Is(err, fault.Unimplemented) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return a.RuntimeIdentity(id)
+}
+
+// AuthenticateSandbox implements the service: the driver says whose a credential is. One of another name's sandboxes is
+// nobody's here.
+func (d *ComputeDoor) AuthenticateSandbox(ctx context.Context, r *computev1.AuthenticateSandboxRequest) (*computev1.AuthenticateSandboxResponse, error) {
+	a, err := d.authenticator()
+	if err != nil {
+		return nil, err
+	}
+	id, runtime, err := a.Authenticate(ctx, r.GetCredential())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.find(id.ID, ""); err != nil {
+		return nil, fault.New(fault.Unauthenticated, "the credential is no sandbox's of driver %q", d.driver)
+	}
+	return &computev1.AuthenticateSandboxResponse{SandboxId: id.ID, RuntimeIdentity: runtime}, nil
 }
 
 // mended gives what a caller could mend the only code under which a create's message reaches it.
@@ -263,10 +316,22 @@ func (d *ComputeDoor) StopSandbox(ctx context.Context, r *computev1.StopSandboxR
 
 // StartSandbox implements the service.
 func (d *ComputeDoor) StartSandbox(ctx context.Context, r *computev1.StartSandboxRequest) (*computev1.StartSandboxResponse, error) {
-	if err := d.operate(ctx, r.GetSandboxId(), r.GetName(), d.engine.StartSandbox); err != nil {
+	request, err := d.startRequest(r)
+	if err != nil {
 		return nil, err
 	}
-	return &computev1.StartSandboxResponse{}, nil
+	err = d.operate(ctx, r.GetSandboxId(), r.GetName(), func(id string, o sandbox.Origin) (*engine.Handle, error) {
+		return d.engine.StartSandbox(id, request, o)
+	})
+	if err != nil {
+		return nil, err
+	}
+	sb, err := d.find(r.GetSandboxId(), "")
+	if err != nil {
+		return nil, err
+	}
+	runtime, err := d.runtimeIdentity(sb.Identity)
+	return &computev1.StartSandboxResponse{RuntimeIdentity: runtime}, err
 }
 
 // DeleteSandbox implements the service. What is not there, or is on its way out, is deleted.

@@ -33,7 +33,7 @@ func (d *ComputeDoor) createRequest(ctx context.Context, m *computev1.DriverSand
 	if err != nil {
 		return out, err
 	}
-	if len(template.GetPlatformConfig().GetFields()) > 0 && !d.about.Features["compute-request"] {
+	if len(template.GetPlatformConfig().GetFields()) > 0 && !d.about.Features[featureRequest] {
 		return out, invalidField("template.platform_config", "driver %q takes none", d.driver)
 	}
 	environment := maps.Clone(template.GetEnvironment())
@@ -43,12 +43,24 @@ func (d *ComputeDoor) createRequest(ctx context.Context, m *computev1.DriverSand
 	maps.Copy(environment, spec.GetEnvironment())
 	out.Spec = sandbox.Spec{Image: template.GetImage(), Command: spec.GetCommand(), Environment: environment, Labels: template.GetLabels(),
 		Resources: resources, DriverConfig: config, Token: []byte(spec.GetSandboxToken())}
-	if d.about.Features["compute-request"] {
+	if d.about.Features[featureRequest] {
 		if out.Spec.Request, err = proto.Marshal(m); err != nil {
 			return out, fault.New(fault.Invalid, "the sandbox cannot be passed on: %w", err)
 		}
 	}
 	return out, nil
+}
+
+// startRequest is what a caller's start holds beside the sandbox, for a driver that passes it on.
+func (d *ComputeDoor) startRequest(m *computev1.StartSandboxRequest) ([]byte, error) {
+	if !d.about.Features[featureRequest] {
+		return nil, nil
+	}
+	raw, err := proto.Marshal(m)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "the start cannot be passed on: %w", err)
+	}
+	return raw, nil
 }
 
 // ListenerRequirement says what a driver needs of its OpenShell gateway's listeners.

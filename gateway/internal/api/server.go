@@ -239,7 +239,7 @@ func await(ctx context.Context, e *engine.Engine, changed <-chan struct{}) error
 var errStopping = fault.New(fault.Unavailable, "the gateway is stopping")
 
 func (s *Server) StartSandbox(ctx context.Context, r *gatewayv1.SandboxRef) (*gatewayv1.OperationResponse, error) {
-	return s.operate(ctx, r, s.engine.StartSandbox)
+	return s.operate(ctx, r, func(id string, o sandbox.Origin) (*engine.Handle, error) { return s.engine.StartSandbox(id, nil, o) })
 }
 
 func (s *Server) StopSandbox(ctx context.Context, r *gatewayv1.SandboxRef) (*gatewayv1.OperationResponse, error) {

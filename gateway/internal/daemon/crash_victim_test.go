@@ -187,6 +187,8 @@ type trappedDriver struct {
 	*trap
 }
 
+func (d trappedDriver) Unwrap() driver.Driver { return d.Driver }
+
 func (d trappedDriver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 	return d.Driver.Watch(ctx, func(ev driver.Event) error {
 		if ev.Synced {
@@ -265,14 +267,7 @@ func victim(dir string, armed []string) error {
 		between: between{
 			journal: func(j journal.Journal) journal.Journal { return trappedJournal{j, t} },
 			driver: func(d driver.Driver) driver.Driver {
-				l, ok := d.(driver.Logger)
-				if !ok {
-					return trappedDriver{d, t}
-				}
-				return struct {
-					trappedDriver
-					driver.Logger
-				}{trappedDriver{d, t}, l}
+				return trappedDriver{d, t}
 			},
 			extension: func(name string, x pipeline.Extension) pipeline.Extension { return trappedExtension{x, name, dir, t} },
 		}}
@@ -343,7 +338,7 @@ func obey(ctx context.Context, d *Daemon, t *trap, words []string) (said, error)
 	case "create-bad":
 		h, err = create(d, arg(1), arg(2), arg(2), "")
 	case "start":
-		h, err = d.engine.StartSandbox(arg(1), sandbox.Origin{})
+		h, err = d.engine.StartSandbox(arg(1), nil, sandbox.Origin{})
 	case "stop":
 		h, err = d.engine.StopSandbox(arg(1), sandbox.Origin{})
 	case "delete":

@@ -222,7 +222,7 @@ func (d *Daemon) Logs(ctx context.Context, sb engine.Sandbox, follow bool, out i
 	if drv == nil {
 		return fault.New(fault.FailedPrecondition, "driver %q is not configured", sb.Driver)
 	}
-	l, ok := drv.Driver.(driver.Logger)
+	l, ok := driver.As[driver.Logger](drv.Driver)
 	if !ok {
 		return fault.New(fault.Unimplemented, "driver %q keeps no logs", sb.Driver)
 	}

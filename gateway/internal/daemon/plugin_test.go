@@ -35,16 +35,15 @@ func (nativePlugin) Open(_ context.Context, c *plugin.DriverConfig) (driver.Driv
 	if err != nil {
 		return nil, err
 	}
-	return struct {
-		dying
-		driver.Logger
-	}{dying{d, c.Dir}, d}, nil
+	return dying{d, c.Dir}, nil
 }
 
 type dying struct {
 	driver.Driver
 	dir string
 }
+
+func (d dying) Unwrap() driver.Driver { return d.Driver }
 
 func (d dying) Create(ctx context.Context, r *driver.CreateRequest) error {
 	err := d.Driver.Create(ctx, r)

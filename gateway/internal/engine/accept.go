@@ -11,9 +11,10 @@ import (
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
 
-// Start begins a new run of a sandbox that does not run. One that runs already is left as it is.
-func (e *Engine) StartSandbox(id string, origin sandbox.Origin) (*Handle, error) {
-	return e.request(id, phase.OpStart, origin, func(sb *Sandbox) error {
+// StartSandbox begins a new run of a sandbox that does not run. One that runs already is left as it is. The request is
+// sandbox.Spec.StartRequest of the run, and of those that restore it.
+func (e *Engine) StartSandbox(id string, request []byte, origin sandbox.Origin) (*Handle, error) {
+	return e.request(id, phase.OpStart, origin, func(sb *Sandbox) { sb.Spec.StartRequest = request }, func(sb *Sandbox) error {
 		switch sb.State {
 		case sandbox.Stopped, sandbox.Exited, sandbox.Failing:
 			if !sb.Run.Active {
@@ -29,7 +30,7 @@ func (e *Engine) StartSandbox(id string, origin sandbox.Origin) (*Handle, error)
 
 // StopSandbox ends the run of a sandbox and keeps what a start needs. One that does not run is left as it is.
 func (e *Engine) StopSandbox(id string, origin sandbox.Origin) (*Handle, error) {
-	return e.request(id, phase.OpStop, origin, func(sb *Sandbox) error {
+	return e.request(id, phase.OpStop, origin, func(*Sandbox) {}, func(sb *Sandbox) error {
 		switch {
 		case sb.Ended != nil || sb.State == sandbox.Deleting:
 			return fault.New(fault.FailedPrecondition, "sandbox %q is %s", sb.Name, sb.State)
@@ -130,8 +131,8 @@ const doorGateway = "gateway"
 var errNothingToDo = fault.New(fault.OK, "nothing to do")
 
 // request queues an operation of a sandbox. When its turn comes, ready says whether it is to be done: nil, or
-// errNothingToDo, or why not.
-func (e *Engine) request(id string, kind phase.Operation, origin sandbox.Origin, ready func(*Sandbox) error) (*Handle, error) {
+// errNothingToDo, or why not; and first what it changes of the sandbox with its first commit.
+func (e *Engine) request(id string, kind phase.Operation, origin sandbox.Origin, first func(*Sandbox), ready func(*Sandbox) error) (*Handle, error) {
 	e.mu.Lock()
 	s := e.subjects[id]
 	exists := s != nil && s.sandbox != nil
@@ -147,12 +148,12 @@ func (e *Engine) request(id string, kind phase.Operation, origin sandbox.Origin,
 	}
 	op := e.newOperation(kind, id, origin)
 	h := newHandle(op)
-	e.enqueue(s, op, h, ready)
+	e.enqueue(s, op, h, first, ready)
 	return h, nil
 }
 
 // enqueue queues an operation of a sandbox, whoever wants it.
-func (e *Engine) enqueue(s *subject, op Operation, h *Handle, ready func(*Sandbox) error) {
+func (e *Engine) enqueue(s *subject, op Operation, h *Handle, first func(*Sandbox), ready func(*Sandbox) error) {
 	s.push(&task{run: func(ctx context.Context) {
 		e.mu.Lock()
 		sb := s.sandbox
@@ -163,7 +164,10 @@ func (e *Engine) enqueue(s *subject, op Operation, h *Handle, ready func(*Sandbo
 		}
 		switch err := ready(sb); err {
 		case nil:
-			e.begin(ctx, s, op, h, func(x *execution) { x.starts(sb) })
+			e.begin(ctx, s, op, h, func(x *execution) {
+				x.starts(sb)
+				x.update(first)
+			})
 		case errNothingToDo:
 			e.endUnneeded(op, h)
 		default:

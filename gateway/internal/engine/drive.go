@@ -163,7 +163,7 @@ func (x *execution) makeCall(ctx context.Context, c call) error {
 			Plan: x.plan, Workspace: x.wsPlan, Token: x.sb.Spec.Token, Request: x.sb.Spec.Request})
 	case callStart:
 		return d.Start(ctx, &driver.StartRequest{Identity: x.sb.Identity, Operation: x.sb.Operation, Run: x.sb.Run.Number,
-			Plan: x.plan, Workspace: x.wsPlan, Token: x.sb.Spec.Token, Request: x.sb.Spec.Request})
+			Plan: x.plan, Workspace: x.wsPlan, Token: x.sb.Spec.Token, Request: x.sb.Spec.StartRequest})
 	case callStop:
 		return d.Stop(ctx, x.sb.Identity)
 	case callDelete:

@@ -40,7 +40,7 @@ func TestPhaseOrder(t *testing.T) {
 		}
 		r.must(r.wait(r.engine.StopSandbox(id.ID, sandbox.Origin{})))
 		check("stop", "before_stop b", "before_stop a", "after_stop b stopped", "after_stop a stopped")
-		r.must(r.wait(r.engine.StartSandbox(id.ID, sandbox.Origin{})))
+		r.must(r.wait(r.engine.StartSandbox(id.ID, nil, sandbox.Origin{})))
 		check("start", "before_start a start", "before_start b start", "after_ready a start", "after_ready b start")
 		r.must(r.wait(r.engine.DeleteSandbox(id.ID, sandbox.Origin{})))
 		check("delete", "before_stop b", "before_stop a", "before_delete b", "before_delete a",

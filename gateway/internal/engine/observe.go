@@ -360,7 +360,7 @@ func (e *Engine) restoreLost(d *Driver) {
 	e.mu.Unlock()
 	for _, s := range lost {
 		op := e.newOperation(phase.OpRestore, s.id, sandbox.Origin{Door: doorGateway})
-		e.enqueue(s, op, newHandle(op), func(sb *Sandbox) error {
+		e.enqueue(s, op, newHandle(op), func(*Sandbox) {}, func(sb *Sandbox) error {
 			if sb.Lost && sb.State == sandbox.Failing {
 				return nil
 			}

@@ -170,7 +170,7 @@ func TestOrderOfALife(t *testing.T) {
 		o.down("before_stop")
 		o.drive("Stop")
 		o.release("after_stop", "stopped", true)
-		r.may(r.wait(r.engine.StartSandbox(id.ID, sandbox.Origin{})))
+		r.may(r.wait(r.engine.StartSandbox(id.ID, nil, sandbox.Origin{})))
 		o.begin("start")
 		o.up("after_ready", "start")
 		r.cleared(o, id)
@@ -284,7 +284,7 @@ func TestOrderOfAStartThatFails(t *testing.T) {
 					o.fails, o.culprit = "before_start", "b"
 					r.watchReleases(o)
 				}
-				err := r.wait(r.engine.StartSandbox(id.ID, sandbox.Origin{}))
+				err := r.wait(r.engine.StartSandbox(id.ID, nil, sandbox.Origin{}))
 				switch ok := o.begin("start"); {
 				case ok && byDriver:
 					o.drive("Stop")

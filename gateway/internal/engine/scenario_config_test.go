@@ -292,7 +292,7 @@ func TestScenario26ARepairFindsThatTheLedgerHasItNow(t *testing.T) {
 		d := r.catalog.Current().Drivers["fake"]
 		found := []difference{{subject: id, sandbox: &sandbox.Identity{ID: id, Driver: "fake"}, lifetime: phase.Run, orphan: true,
 			entry: extension.Entry{Kind: "thing", ID: "a-before_start-" + id}, number: r.engine.subjects[id].holdings["a"].rec.Number}}
-		h, err := r.engine.StartSandbox(id, sandbox.Origin{})
+		h, err := r.engine.StartSandbox(id, nil, sandbox.Origin{})
 		r.must(err)
 		synctest.Wait()
 		r.engine.mend(d, d.Chain.Bind("a"), found)

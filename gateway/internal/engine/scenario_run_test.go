@@ -38,7 +38,7 @@ func (r *rig) is(id string, want sandbox.State) Sandbox {
 
 func (r *rig) stop(id string) error { return r.wait(r.engine.StopSandbox(id, sandbox.Origin{})) }
 
-func (r *rig) start(id string) error { return r.wait(r.engine.StartSandbox(id, sandbox.Origin{})) }
+func (r *rig) start(id string) error { return r.wait(r.engine.StartSandbox(id, nil, sandbox.Origin{})) }
 
 func (r *rig) remove(id string) error { return r.wait(r.engine.DeleteSandbox(id, sandbox.Origin{})) }
 
@@ -85,7 +85,7 @@ func TestScenario10AStartWaitsForTheStop(t *testing.T) {
 		r.must(err)
 		<-held.Reached()
 		began := time.Now()
-		start, err := r.engine.StartSandbox(id, sandbox.Origin{})
+		start, err := r.engine.StartSandbox(id, nil, sandbox.Origin{})
 		r.must(err)
 		r.must(r.wait(stop, nil))
 		if d := time.Since(began); d < 9*time.Minute || d > 12*time.Minute {

@@ -51,7 +51,7 @@ func (s *sim) client() {
 	case n < 5:
 		s.ask(phase.OpStop, id, func(e *Engine) (*Handle, error) { return e.StopSandbox(id, sandbox.Origin{Door: "sim"}) })
 	case n < 11:
-		s.ask(phase.OpStart, id, func(e *Engine) (*Handle, error) { return e.StartSandbox(id, sandbox.Origin{Door: "sim"}) })
+		s.ask(phase.OpStart, id, func(e *Engine) (*Handle, error) { return e.StartSandbox(id, nil, sandbox.Origin{Door: "sim"}) })
 	case n < 15:
 		s.deleteSandbox(id)
 	case n < 16:

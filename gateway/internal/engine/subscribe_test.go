@@ -30,7 +30,7 @@ func TestSubscribersAreWokenByTheirOwn(t *testing.T) {
 		if !woken() {
 			t.Error("it was stopped, and nobody was woken")
 		}
-		h, err := r.engine.StartSandbox(mine.ID, sandbox.Origin{})
+		h, err := r.engine.StartSandbox(mine.ID, nil, sandbox.Origin{})
 		r.must(err)
 		stop()
 		operation, end := r.engine.Subscribe(h.op.ID)

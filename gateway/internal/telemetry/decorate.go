@@ -96,16 +96,9 @@ func (x *observedExtension) Reconcile(ctx context.Context, bind, operation strin
 	return held, err
 }
 
-// Driver counts and traces the calls of a driver. One that keeps logs still does.
+// Driver counts and traces the calls of a driver.
 func (t *Telemetry) Driver(name string, next driver.Driver) driver.Driver {
-	o := &observedDriver{Driver: next, t: t, name: name, inFlight: t.driverInFlight.WithLabelValues(name)}
-	if l, ok := next.(driver.Logger); ok {
-		return struct {
-			*observedDriver
-			driver.Logger
-		}{o, l}
-	}
-	return o
+	return &observedDriver{Driver: next, t: t, name: name, inFlight: t.driverInFlight.WithLabelValues(name)}
 }
 
 // observedDriver watches over the calls that do something; the rest is the driver's own.
@@ -115,6 +108,9 @@ type observedDriver struct {
 	name     string
 	inFlight prometheus.Gauge
 }
+
+// Unwrap returns the driver itself, for driver.As.
+func (d *observedDriver) Unwrap() driver.Driver { return d.Driver }
 
 func (d *observedDriver) around(ctx context.Context, call, subject string, fn func(context.Context) error) error {
 	ctx, span := d.t.tracer.Start(ctx, "driver "+call, trace.WithSpanKind(trace.SpanKindClient),

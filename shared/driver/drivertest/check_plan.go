@@ -73,7 +73,7 @@ func describeCoherent(r *rig) {
 			r.Errorf("feature %s is there and missing (%s)", f.Name, why)
 		}
 	}
-	if _, keeps := r.d.(driver.Logger); keeps != slices.Contains(names(r.about.Features), "logs") {
+	if _, keeps := driver.As[driver.Logger](r.d); keeps != slices.Contains(names(r.about.Features), "logs") {
 		r.Errorf("feature logs and driver.Logger do not go together: it is a Logger: %v", keeps)
 	}
 }

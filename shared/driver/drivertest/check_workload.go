@@ -123,7 +123,7 @@ func exitedDeleted(r *rig) {
 func (s *subject) logs() string {
 	s.rig.Helper()
 	var out bytes.Buffer
-	if err := s.rig.d.(driver.Logger).Logs(s.rig.Context(), s.id, false, &out); err != nil {
+	if err := s.rig.logger().Logs(s.rig.Context(), s.id, false, &out); err != nil {
 		s.rig.Fatalf("Logs of %s: %v", s.id.Name, err)
 	}
 	return out.String()
@@ -164,7 +164,7 @@ func logsFollowed(r *rig) {
 	ctx, cancel := context.WithTimeout(r.Context(), r.f.Patience)
 	defer cancel()
 	ended := make(chan error, 1)
-	go func() { ended <- r.d.(driver.Logger).Logs(ctx, s.id, true, &bytes.Buffer{}) }()
+	go func() { ended <- r.logger().Logs(ctx, s.id, true, &bytes.Buffer{}) }()
 	s.stop()
 	if err := <-ended; err != nil {
 		r.Errorf("Logs ended with %v", err)
@@ -176,7 +176,7 @@ func logsCancelled(r *rig) {
 	s.ready()
 	ctx, cancel := context.WithCancel(r.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- r.d.(driver.Logger).Logs(ctx, s.id, true, &bytes.Buffer{}) }()
+	go func() { ended <- r.logger().Logs(ctx, s.id, true, &bytes.Buffer{}) }()
 	cancel()
 	if err := <-ended; err == nil {
 		r.Error("Logs ended without an error, though its context was cancelled")
@@ -185,7 +185,7 @@ func logsCancelled(r *rig) {
 
 func logsOfNothing(r *rig) {
 	s := r.sleeper()
-	err := r.d.(driver.Logger).Logs(r.Context(), s.id, false, &bytes.Buffer{})
+	err := r.logger().Logs(r.Context(), s.id, false, &bytes.Buffer{})
 	r.wantCode("Logs", err, fault.NotFound)
 }
 

@@ -30,6 +30,16 @@ type rig struct {
 	spaces []*space
 }
 
+// logger is the driver as one that keeps logs, which its features say that it does.
+func (r *rig) logger() driver.Logger {
+	r.Helper()
+	l, ok := driver.As[driver.Logger](r.d)
+	if !ok {
+		r.Fatal("the driver is no driver.Logger")
+	}
+	return l
+}
+
 // The secrets that every sandbox of the suite is given.
 const (
 	secretToken = "conformance-t0ken"

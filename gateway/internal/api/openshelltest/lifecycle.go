@@ -85,6 +85,7 @@ func (g *Gateway) create(ctx context.Context, m *computev1.DriverSandbox) error 
 		_, _ = g.client.DeleteSandbox(ctx, &computev1.DeleteSandboxRequest{SandboxId: m.GetId(), Name: m.GetName()})
 		return seen(codes.Internal, "the driver gave no runtime identity")
 	}
+	g.store.update(m.GetId(), func(row *Row) { row.Runtime = r.GetRuntimeIdentity() })
 	return nil
 }
 
@@ -124,12 +125,18 @@ func (g *Gateway) Start(ctx context.Context, id string) error {
 	g.store.set(id, Starting, "")
 	r := &computev1.StartSandboxRequest{SandboxId: id, Name: before.Name}
 	if g.opts.Generation == Second {
-		r.GenerationId, r.LaunchAuthentication = "gen-"+id, []byte("launch")
+		r.GenerationId, r.LaunchAuthentication, r.ExpectedRuntimeIdentity = "gen-"+id, []byte("launch"), before.Runtime
 	}
-	if _, err := g.client.StartSandbox(ctx, r); err != nil {
+	answer, err := g.client.StartSandbox(ctx, r)
+	if err != nil {
 		g.settle(ctx, id, before, Starting)
 		return seen(status.Code(err), "start sandbox: %s", status.Convert(err).Message())
 	}
+	if g.opts.Generation == Second && g.caps.GetSupportsSandboxAuthentication() && answer.GetRuntimeIdentity() == "" {
+		_, _ = g.client.StopSandbox(ctx, &computev1.StopSandboxRequest{SandboxId: id, Name: before.Name})
+		return seen(codes.Internal, "the driver gave no runtime identity")
+	}
+	g.store.update(id, func(row *Row) { row.Runtime = answer.GetRuntimeIdentity() })
 	return nil
 }
 

@@ -16,6 +16,7 @@ type Row struct {
 	Reason              string
 	Conditions          []*computev1.DriverCondition
 	Instance            string
+	Runtime             string // the runtime identity, where the driver authenticates sandboxes
 	Progress            []*computev1.DriverPlatformEvent
 	Seen                []Phase // every phase that a user saw, in order
 	Session             bool    // a supervisor is connected
