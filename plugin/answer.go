@@ -1,8 +1,10 @@
 package plugin
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
 
 	"github.com/sandgate/sandgate/shared/extension"
@@ -79,11 +81,11 @@ func (c contribution) Contribute(kind, name string, fields any) error {
 	if err != nil {
 		return fmt.Errorf("contribute %s/%s: %w", kind, name, err)
 	}
+	prune(tree, reflect.ValueOf(fields))
 	m, ok := tree.(map[string]any)
 	if !ok {
 		return fault.New(fault.Invalid, "contribute %s/%s: a %T is no object", kind, name, fields)
 	}
-	prune(m)
 	c.to.Contribute = append(c.to.Contribute, plan.Object{Kind: kind, Name: name, Fields: m})
 	return nil
 }
@@ -99,16 +101,49 @@ func asTree(v any) (any, error) {
 	return tree, err
 }
 
-// prune takes nulls out: in a contribution they would mean nothing.
-func prune(m map[string]any) {
-	for k, v := range m {
-		switch x := v.(type) {
-		case nil:
-			delete(m, k)
-		case map[string]any:
-			prune(x)
+// prune takes out what a Go type writes of fields that nobody filled in: nulls, and the empty objects of structs that
+// are zero. Both would claim a field and say nothing. An empty object behind a pointer was meant.
+func prune(tree any, v reflect.Value) {
+	for v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
+		v = v.Elem()
+	}
+	switch x := tree.(type) {
+	case map[string]any:
+		for key, child := range x {
+			field := member(v, key)
+			prune(child, field)
+			o, object := child.(map[string]any)
+			if child == nil || object && len(o) == 0 && v.Kind() == reflect.Struct && field.Kind() == reflect.Struct {
+				delete(x, key)
+			}
+		}
+	case []any:
+		for i, child := range x {
+			var item reflect.Value
+			if v.Kind() == reflect.Slice && i < v.Len() {
+				item = v.Index(i)
+			}
+			prune(child, item)
 		}
 	}
+}
+
+// member returns what a member of a JSON object was made of: a field of a struct, or the value of a map.
+func member(v reflect.Value, key string) reflect.Value {
+	switch {
+	case v.Kind() == reflect.Map && v.Type().Key().Kind() == reflect.String:
+		return v.MapIndex(reflect.ValueOf(key).Convert(v.Type().Key()))
+	case v.Kind() != reflect.Struct:
+		return reflect.Value{}
+	}
+	for _, f := range reflect.VisibleFields(v.Type()) {
+		if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); f.IsExported() && cmp.Or(name, f.Name) == key {
+			if found, err := v.FieldByIndexErr(f.Index); err == nil {
+				return found
+			}
+		}
+	}
+	return reflect.Value{}
 }
 
 // holding is what an answer says is held.

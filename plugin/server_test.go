@@ -128,6 +128,38 @@ func TestAnAnswerArrivesWhole(t *testing.T) {
 	}
 }
 
+// The types are made like those of k8s.io/api, which write out what nobody filled in.
+func TestAContributionSaysOnlyWhatWasFilledIn(t *testing.T) {
+	type Meta struct {
+		Labels  map[string]string `json:"labels,omitempty"`
+		Created *string           `json:"creationTimestamp"`
+	}
+	type item struct {
+		Meta    `json:"metadata,omitempty"`
+		Empty   *Meta `json:"selector,omitempty"`
+		Ordinal Meta  `json:"ordinal,omitempty"`
+	}
+	type object struct {
+		Meta   `json:",inline"`
+		Status Meta               `json:"status,omitempty"`
+		Spec   struct{ A []item } `json:"spec"`
+		Items  []item             `json:"items"`
+		Free   map[string]Meta    `json:"free"`
+	}
+	x := dial(t, &lease{before: func(_ context.Context, _ *Request, s *Setup) error {
+		return s.Contribute("Box", "main", &object{Meta: Meta{Labels: map[string]string{"a": "b"}}, Items: []item{{}, {Empty: &Meta{}}}, Free: map[string]Meta{"kept": {}}})
+	}})
+	a, err := x.Call(t.Context(), beforeCreate("sb", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{"labels": map[string]any{"a": "b"}, "free": map[string]any{"kept": map[string]any{}},
+		"items": []any{map[string]any{}, map[string]any{"selector": map[string]any{}}}}
+	if diff := cmp.Diff(want, a.Contribute[0].Fields); diff != "" {
+		t.Errorf("contribution (-want +got):\n%s", diff)
+	}
+}
+
 func TestAnOvertakenCallIsRefused(t *testing.T) {
 	served := 0
 	x := dial(t, &lease{before: func(context.Context, *Request, *Setup) error { served++; return nil }})

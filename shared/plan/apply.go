@@ -26,7 +26,7 @@ func (p *Plan) Apply(owner Owner, ph phase.Phase, grant Grant, objects []Object)
 			return layer, nil, fault.New(fault.Invalid, "%q of %s is no kind of this driver", clip(o.Kind), owner)
 		case !checkName(o.Name):
 			return layer, nil, fault.New(fault.Invalid, "a %s of %s has a name that cannot be used", o.Kind, owner)
-		case (k.Scope == ScopeWorkspace) != (ph == phase.EnsureWorkspace):
+		case k.Scope != ScopeAny && (k.Scope == ScopeWorkspace) != (ph == phase.EnsureWorkspace):
 			return layer, nil, denied(grant, "%s contributes %s in %s: an object of a %s is contributed in %s", owner, o.Ref(), ph, k.Scope, inScope(k.Scope))
 		}
 		fields, err := normalize(o.Fields)

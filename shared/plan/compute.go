@@ -266,6 +266,43 @@ func (o *object) export(only *fieldpath.Set) Object {
 	return Object{Kind: o.kind.Name, Name: o.name, Fields: fields}
 }
 
+// Part is what one owner set of an object, with the keys of the keyed lists that it lies in.
+type Part struct {
+	Owner  Owner
+	Fields map[string]any
+}
+
+// Parts takes an object apart by owner: those of gateway, request and driver first, then in the order of the layers.
+// An object without fields is one part of whoever added it.
+func (p *Plan) Parts(kind, name string) []Part {
+	o := p.objects[kind+"/"+name]
+	if o == nil {
+		return nil
+	}
+	sets := map[Owner]*fieldpath.Set{}
+	for path, own := range o.owners {
+		if sets[own.owner] == nil {
+			sets[own.owner] = fieldpath.NewSet()
+		}
+		sets[own.owner].Insert(o.leaves[path])
+	}
+	if len(sets) == 0 {
+		return []Part{{Owner: o.creator, Fields: map[string]any{}}}
+	}
+	order := []Owner{OwnerGateway, OwnerRequest, OwnerDriver}
+	for _, l := range p.layers {
+		order = append(order, l.Owner)
+	}
+	var out []Part
+	for _, owner := range order {
+		if set := sets[owner]; set != nil {
+			out = append(out, Part{Owner: owner, Fields: o.export(set).Fields})
+			delete(sets, owner)
+		}
+	}
+	return out
+}
+
 func asMap(v *typed.TypedValue) map[string]any {
 	m, _ := v.AsValue().Unstructured().(map[string]any)
 	return m

@@ -17,6 +17,8 @@ type Scope string
 const (
 	ScopeSandbox   Scope = "sandbox"
 	ScopeWorkspace Scope = "workspace"
+	// ScopeAny is of a kind that both have: an object belongs to whom it was contributed for.
+	ScopeAny Scope = "any"
 )
 
 // Owner is who set a field: one of the three below, or an extension's name.

@@ -394,3 +394,59 @@ func BenchmarkComputeThreeLayers(b *testing.B) {
 		}
 	}
 }
+
+// Every field is in the part of its owner and in no other, but for the keys of the lists that it lies in.
+func TestPartsByOwner(t *testing.T) {
+	s := testSchema(t)
+	p := base(t, s)
+	grant := Grant{Mutate: []Pattern{"Box.labels", "Box.mounts"}}
+	_, p, err := p.Apply("later", phase.PreparePlan, grant, box(map[string]any{"labels": map[string]any{"tier": "gold"},
+		"mounts": []any{map[string]any{"name": "scratch", "source": "/tmp"}}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, p, err = p.Apply("last", phase.PreparePlan, grant, box(map[string]any{"mounts": []any{map[string]any{"name": "scratch", "readOnly": true}}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := p.Parts("Box", "main")
+	var owners []Owner
+	layers := make([]Layer, 0, len(parts))
+	for _, part := range parts {
+		owners = append(owners, part.Owner)
+		layers = append(layers, Layer{Owner: part.Owner, Objects: box(part.Fields)})
+	}
+	if diff := cmp.Diff([]Owner{"later", "last"}, owners[len(owners)-2:]); diff != "" {
+		t.Errorf("owners (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]any{"mounts": []any{map[string]any{"name": "scratch", "readOnly": true}}}, parts[len(parts)-1].Fields); diff != "" {
+		t.Errorf("the last one's part (-want +got):\n%s", diff)
+	}
+	again, err := s.Compute(layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(p.Objects(), again.Objects()); diff != "" {
+		t.Errorf("the parts laid over each other (-plan +parts):\n%s", diff)
+	}
+	if p.Parts("Box", "other") != nil {
+		t.Error("there are parts of an object that is not there")
+	}
+}
+
+func TestAKindOfBothScopes(t *testing.T) {
+	both := []phase.Phase{phase.PreparePlan, phase.EnsureWorkspace}
+	s, err := NewSchema([]Kind{{Name: "Net", Scope: ScopeAny, Schema: netSchema}}, []Point{{Pattern: "Net", Phases: both}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty, err := s.Compute(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ph := range both {
+		if _, _, err := empty.Apply("x", ph, Grant{Mutate: []Pattern{"Net"}}, []Object{{Kind: "Net", Name: "n"}}); err != nil {
+			t.Errorf("in %s: %v", ph, err)
+		}
+	}
+}

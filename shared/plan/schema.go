@@ -58,7 +58,7 @@ func NewSchema(kinds []Kind, points []Point, redact Redactor) (*Schema, error) {
 }
 
 func compile(k Kind) (*kind, error) {
-	if !kindForm.MatchString(k.Name) || k.Scope != ScopeSandbox && k.Scope != ScopeWorkspace {
+	if !kindForm.MatchString(k.Name) || !slices.Contains([]Scope{ScopeSandbox, ScopeWorkspace, ScopeAny}, k.Scope) {
 		return nil, fault.New(fault.Internal, "kind %q of scope %q cannot be used", k.Name, k.Scope)
 	}
 	parser, err := typed.NewParser(typed.YAMLObject(k.Schema))

@@ -55,8 +55,8 @@ func describeCoherent(r *rig) {
 			r.Errorf("point %s is never open", p.Pattern)
 		}
 		for _, ph := range p.Phases {
-			ofWorkspace := scopes[p.Pattern.Kind()] == plan.ScopeWorkspace
-			if !ph.Contributes() || ph.OfWorkspace() != ofWorkspace {
+			scope := scopes[p.Pattern.Kind()]
+			if !ph.Contributes() || scope != plan.ScopeAny && ph.OfWorkspace() != (scope == plan.ScopeWorkspace) {
 				r.Errorf("point %s cannot be open in %s", p.Pattern, ph)
 			}
 		}

@@ -284,7 +284,7 @@ func (x *Listener) GetLoopback() bool {
 type Kind struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// "sandbox" or "workspace".
+	// "sandbox", "workspace", or "any" for a kind that both have.
 	Scope string `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
 	// A structured-merge-diff schema in YAML whose type of this name describes the fields.
 	Schema string `protobuf:"bytes,3,opt,name=schema,proto3" json:"schema,omitempty"`
