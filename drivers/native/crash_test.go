@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/plan"
@@ -276,11 +277,11 @@ func TestASandboxEndsWithItsDirectory(t *testing.T) {
 	k := newKit(t)
 	b := k.plan(k.workspace(""), sh("exec sleep 600")).create()
 	ns := b.pidNamespace()
-	shim, err := b.shim().hold()
+	shim, err := b.shim().Hold()
 	if err != nil || shim == nil {
 		t.Fatal(shim, err)
 	}
-	defer func() { _ = shim.close() }()
+	defer func() { _ = shim.Close() }()
 	for os.RemoveAll(k.d.dir(b.Identity.ID)) != nil {
 		if t.Context().Err() != nil {
 			t.Fatal("the directory cannot be removed")
@@ -288,7 +289,7 @@ func TestASandboxEndsWithItsDirectory(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := shim.wait(ctx); err != nil {
+	if err := shim.Wait(ctx); err != nil {
 		t.Error("the shim goes on:", err)
 	}
 	b.nothingLeft(ns)
@@ -325,17 +326,23 @@ func TestASandboxIsAliveUntilItsLastProcessHasEnded(t *testing.T) {
 	t.Parallel()
 	k := newKit(t)
 	b := k.plan(k.workspace(""), sh("exec sleep 600"))
-	first, cmd := sleeper(t, "echo up; exec cat")
-	boot, err := bootID()
+	cmd := exec.Command("/bin/cat")
+	_, failed := cmd.StdinPipe() // it waits for the end of its input, which is the test's
+	if err := errors.Join(failed, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	first := host.ProcessOf(cmd.Process.Pid)
+	boot, err := host.BootID()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := k.d.make(&meta{Identity: b.Identity, Operation: b.Operation, Run: 1, BootID: boot}); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := takeLock(k.d.file(b.Identity.ID, lockFile)) // given up at once
-	for _, err := range []error{err, lock.Close(), noteJSON(k.d.file(b.Identity.ID, shimFile), begun{Run: 1, Init: first}),
-		noteJSON(k.d.file(b.Identity.ID, readyFile), begun{Run: 1, proc: first})} {
+	lock, err := host.TakeLock(k.d.file(b.Identity.ID, lockFile)) // given up at once
+	for _, err := range []error{err, lock.Close(), host.NoteJSON(k.d.file(b.Identity.ID, shimFile), begun{Run: 1, Init: first}),
+		host.NoteJSON(k.d.file(b.Identity.ID, readyFile), begun{Run: 1, Process: first})} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -405,7 +412,7 @@ func (b *box) shimKilledWhen(reached func(begun, *box) bool) {
 	go func() { made <- b.d.Create(b.Context(), b.CreateRequest) }()
 	for over := false; !over; {
 		var s begun
-		_ = readJSON(b.d.file(b.Identity.ID, shimFile), &s) // until it is there
+		_ = host.ReadJSON(b.d.file(b.Identity.ID, shimFile), &s) // until it is there
 		select {
 		case err := <-made:
 			made <- err
@@ -414,7 +421,7 @@ func (b *box) shimKilledWhen(reached func(begun, *box) bool) {
 			over = s.PID != 0 && reached(s, b)
 		}
 		if over {
-			if err := s.finish(b.Context(), 0); err != nil {
+			if err := s.Finish(b.Context(), 0); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -434,12 +441,12 @@ func TestASandboxWhoseDirectoryIsBeingRemoved(t *testing.T) {
 	}{{[]string{lockFile}, driver.Ready}, {[]string{lockFile, shimFile}, ""}} {
 		b := k.plan(w, sh("exec sleep 600")).create()
 		told := b.watcher()
-		shim, err := b.shim().hold()
+		shim, err := b.shim().Hold()
 		if err != nil || shim == nil {
 			t.Fatal(shim, err)
 		}
 		// Frozen, so that it does not end first.
-		if err := shim.signal(unix.SIGSTOP); err != nil {
+		if err := shim.Signal(unix.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		for _, name := range c.removed {
@@ -457,7 +464,7 @@ func TestASandboxWhoseDirectoryIsBeingRemoved(t *testing.T) {
 		if e := told(); e.Deleted != (sandbox.Identity{}) {
 			t.Errorf("without %v it is told to be deleted", c.removed)
 		}
-		if err := errors.Join(shim.signal(unix.SIGCONT), shim.close()); err != nil {
+		if err := errors.Join(shim.Signal(unix.SIGCONT), shim.Close()); err != nil {
 			t.Fatal(err)
 		}
 		b.delete()

@@ -16,6 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sandgate/sandgate/drivers/host"
 )
 
 // keeperSwitch makes the test binary wait for the end of a test run, however it comes, and remove what that has left:
@@ -59,7 +61,7 @@ func keeperMain(self, name string) int {
 	defer tick.Stop()
 	for _, dir := range matches("/var/tmp/" + name + "-*") { // a shim ends with its directory, and takes along what it had
 		fmt.Fprintln(os.Stderr, "left:", dir)
-		for i := 0; removeTree(dir) != nil && i < 100; i++ {
+		for i := 0; host.RemoveTree(dir) != nil && i < 100; i++ {
 			<-tick.C
 		}
 		code = 1
@@ -121,7 +123,7 @@ func testDir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := removeTree(dir); err != nil {
+		if err := host.RemoveTree(dir); err != nil {
 			t.Error(err)
 		}
 	})

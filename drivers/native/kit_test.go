@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/plan"
@@ -225,7 +226,7 @@ func (f *finder) Write(b []byte) (int, error) {
 func (b *box) shim() begun {
 	b.Helper()
 	var s begun
-	if err := readJSON(b.d.file(b.Identity.ID, shimFile), &s); err != nil {
+	if err := host.ReadJSON(b.d.file(b.Identity.ID, shimFile), &s); err != nil {
 		b.Fatal(err)
 	}
 	return s

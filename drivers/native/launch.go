@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 )
@@ -65,13 +66,13 @@ func (d *Driver) launch(ctx context.Context, m *meta, r *driver.StartRequest) er
 }
 
 func (d *Driver) spawn(ctx context.Context, o *order) error {
-	lock, err := takeLock(filepath.Join(o.Dir, lockFile))
+	lock, err := host.TakeLock(filepath.Join(o.Dir, lockFile))
 	if err != nil {
 		return err
 	}
 	orderW, replyR, err := d.execShim(o, lock)
 	if err = errors.Join(err, lock.Close()); err != nil {
-		return classify(err, "start the shim")
+		return host.Classify(err, "start the shim")
 	}
 	defer func() { _ = replyR.Close() }()
 	raw, err := json.Marshal(o)
@@ -80,7 +81,7 @@ func (d *Driver) spawn(ctx context.Context, o *order) error {
 	}
 	// A shim that has ended already says why, if it can.
 	if err = errors.Join(err, orderW.Close()); err != nil && !errors.Is(err, syscall.EPIPE) {
-		return classify(err, "tell the shim")
+		return host.Classify(err, "tell the shim")
 	}
 	return await(ctx, replyR)
 }

@@ -3,14 +3,12 @@ package native
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"time"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
-	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
 
@@ -18,7 +16,7 @@ import (
 const maxLog = 8 << 20
 
 func openLog(dir string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	return os.OpenFile(filepath.Join(dir, host.LogFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 }
 
 // keepLog writes what a sandbox says into its log until all that could say more have ended. What cannot be written,
@@ -50,7 +48,7 @@ func (w *boundedLog) write(b []byte) {
 	w.open()
 	if w.size > 0 && w.size+int64(len(b)) > w.limit {
 		_ = w.close()
-		_ = os.Rename(filepath.Join(w.dir, logFile), filepath.Join(w.dir, oldLog))
+		_ = os.Rename(filepath.Join(w.dir, host.LogFile), filepath.Join(w.dir, host.OldLog))
 		w.open()
 	}
 	if w.f != nil {
@@ -86,76 +84,8 @@ func (d *Driver) Logs(ctx context.Context, id sandbox.Identity, follow bool, out
 	if _, err := d.load(id.ID); err != nil {
 		return err
 	}
-	r := &logReader{dir: d.dir(id.ID)}
-	defer r.close()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		// Asked before the copy: what was written before the end is copied.
+	return host.CopyLog(ctx, d.dir(id.ID), follow, func() bool {
 		st, err := d.Get(ctx, id)
-		running := err == nil && (st.State == driver.Ready || st.State == driver.Provisioning)
-		if err := r.copy(out); err != nil {
-			return err
-		}
-		if fault.Is(err, fault.NotFound) || !follow || !running {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
-}
-
-// logReader reads a log that grows, and its successor when it has become the older one.
-type logReader struct {
-	dir string
-	cur *os.File
-}
-
-func (r *logReader) close() {
-	if r.cur != nil {
-		_ = r.cur.Close()
-	}
-}
-
-// copy copies what was written since the last time.
-func (r *logReader) copy(out io.Writer) error {
-	cur, err := os.Open(filepath.Join(r.dir, logFile))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("open the log: %w", err)
-	}
-	if r.cur != nil {
-		if _, err := io.Copy(out, r.cur); err != nil {
-			return err
-		}
-	}
-	if cur == nil {
-		return nil
-	}
-	if r.cur != nil && same(cur, r.cur) {
-		return cur.Close()
-	}
-	defer func() { r.close(); r.cur = cur }()
-	old, err := os.Open(filepath.Join(r.dir, oldLog))
-	if err == nil {
-		defer func() { _ = old.Close() }()
-		if !same(old, cur) && (r.cur == nil || !same(old, r.cur)) {
-			if _, err := io.Copy(out, old); err != nil {
-				return err
-			}
-		}
-	}
-	_, err = io.Copy(out, cur)
-	return err
-}
-
-func same(a, b *os.File) bool {
-	x, err := a.Stat()
-	if err != nil {
-		return false
-	}
-	y, err := b.Stat()
-	return err == nil && os.SameFile(x, y)
+		return err == nil && (st.State == driver.Ready || st.State == driver.Provisioning)
+	}, out)
 }

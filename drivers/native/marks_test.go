@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 )
@@ -90,7 +91,7 @@ func TestALinkWhoseMarkWasCutShortIsOurs(t *testing.T) {
 	again := *w
 	again.ID += "-again"
 	name, alias := bridgeName(again.ID), workspaceMarks(again.Workspace)
-	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attributes(name, alias)}); err != nil {
+	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: host.Attributes(name, alias)}); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.d.EnsureWorkspace(t.Context(), &driver.WorkspaceRequest{Workspace: again.Workspace, Plan: w.plan}); err != nil {
@@ -103,7 +104,7 @@ func TestALinkWhoseMarkWasCutShortIsOurs(t *testing.T) {
 	if err := k.d.DeleteWorkspace(t.Context(), again.Workspace); err != nil {
 		t.Error(err)
 	}
-	if _, err := netlink.LinkByName(name); !notFound(err) {
+	if _, err := netlink.LinkByName(name); !host.NotFound(err) {
 		t.Errorf("the bridge is still there: %v", err)
 	}
 }

@@ -14,12 +14,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/plan"
@@ -46,7 +46,7 @@ type Driver struct {
 	cfg   Config
 	about *driver.Description
 	host  abilities
-	ones  keyed // one mutating call for a sandbox at a time
+	ones  host.Keyed // one mutating call for a sandbox at a time
 
 	mu     sync.Mutex
 	claims map[claim]string // addresses of sandboxes that are being started, by id of the sandbox
@@ -66,7 +66,7 @@ func Open(cfg Config) (*Driver, error) {
 		cfg.StopTimeout = 10 * time.Second
 	}
 	if cfg.BootID == nil {
-		cfg.BootID = bootID
+		cfg.BootID = host.BootID
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -79,9 +79,9 @@ func Open(cfg Config) (*Driver, error) {
 	if err := errors.Join(os.MkdirAll(d.sandboxes(), 0o700), os.Chmod(d.sandboxes(), 0o700)); err != nil {
 		return nil, fmt.Errorf("open the native driver: %w", err)
 	}
-	instance, err := d.instance()
+	instance, err := host.Instance(cfg.Dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open the native driver: %w", err)
 	}
 	if d.cfg.Hide, err = realPaths(append([]string{cfg.Dir}, cfg.Hide...)); err != nil {
 		return nil, err
@@ -112,26 +112,6 @@ func realPaths(dirs []string) ([]string, error) {
 	return out, nil
 }
 
-// instance reads the name of this data directory, or gives it one.
-func (d *Driver) instance() (string, error) {
-	path := filepath.Join(d.cfg.Dir, "instance")
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		raw = []byte(randomName())
-		err = replaceFile(path, raw, 0o644, true)
-	}
-	if err != nil {
-		return "", fmt.Errorf("open the native driver: %w", err)
-	}
-	return strings.TrimSpace(string(raw)), nil
-}
-
-// bootID names this run of the host.
-func bootID() (string, error) {
-	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(raw)), err
-}
-
 // Describe implements driver.Driver.
 func (d *Driver) Describe(context.Context) (*driver.Description, error) { return d.about, nil }
 
@@ -140,7 +120,7 @@ func (d *Driver) Close() error { return nil }
 
 // Create implements driver.Driver.
 func (d *Driver) Create(ctx context.Context, r *driver.CreateRequest) error {
-	unlock, err := d.ones.lock(ctx, r.Identity.ID)
+	unlock, err := d.ones.Lock(ctx, r.Identity.ID)
 	if err != nil {
 		return err
 	}
@@ -175,9 +155,9 @@ func (d *Driver) createNew(ctx context.Context, r *driver.CreateRequest) error {
 		return err
 	}
 	synced := make(chan error, 1)
-	go func() { synced <- errors.Join(syncDir(d.dir(m.Identity.ID)), syncDir(d.sandboxes())) }()
+	go func() { synced <- errors.Join(host.SyncDir(d.dir(m.Identity.ID)), host.SyncDir(d.sandboxes())) }()
 	err = d.launch(ctx, m, (*driver.StartRequest)(r))
-	return errors.Join(err, classify(<-synced, "make the sandbox's directory"))
+	return errors.Join(err, host.Classify(<-synced, "make the sandbox's directory"))
 }
 
 // make makes the directory: under another name at first, so that there is none without its marks.
@@ -187,22 +167,22 @@ func (d *Driver) make(m *meta) error {
 		return fault.New(fault.AlreadyExists, "%s is in the way: it bears no marks of a sandbox; move it away", to)
 	}
 	tmp := d.dir(makingPrefix + m.Identity.ID)
-	err := errors.Join(removeTree(tmp), os.Mkdir(tmp, 0o755), os.Mkdir(filepath.Join(tmp, workDir), 0o755), os.Mkdir(filepath.Join(tmp, rootDir), 0o755))
+	err := errors.Join(host.RemoveTree(tmp), os.Mkdir(tmp, 0o755), os.Mkdir(filepath.Join(tmp, workDir), 0o755), os.Mkdir(filepath.Join(tmp, rootDir), 0o755))
 	if err == nil {
-		err = writeJSON(filepath.Join(tmp, metaFile), m)
+		err = host.WriteJSON(filepath.Join(tmp, metaFile), m)
 	}
 	if err == nil {
 		err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	}
 	if err != nil {
-		return errors.Join(classify(err, "make the sandbox's directory"), removeTree(tmp))
+		return errors.Join(host.Classify(err, "make the sandbox's directory"), host.RemoveTree(tmp))
 	}
 	return nil
 }
 
 // Start implements driver.Driver.
 func (d *Driver) Start(ctx context.Context, r *driver.StartRequest) error {
-	unlock, err := d.ones.lock(ctx, r.Identity.ID)
+	unlock, err := d.ones.Lock(ctx, r.Identity.ID)
 	if err != nil {
 		return err
 	}
@@ -239,7 +219,7 @@ func (d *Driver) begin(ctx context.Context, m *meta, r *driver.StartRequest) err
 	}
 	// An earlier attempt at the same run may have been ready, before the host was restarted; this one is not.
 	if err := os.Remove(d.file(m.Identity.ID, readyFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return classify(err, "begin the run")
+		return host.Classify(err, "begin the run")
 	}
 	m.BootID, m.Run, m.Since = boot, r.Run, time.Now()
 	unclaim, err := d.place(m, r.Plan, r.Workspace)
@@ -255,7 +235,7 @@ func (d *Driver) begin(ctx context.Context, m *meta, r *driver.StartRequest) err
 
 // Stop implements driver.Driver.
 func (d *Driver) Stop(ctx context.Context, id sandbox.Identity) error {
-	unlock, err := d.ones.lock(ctx, id.ID)
+	unlock, err := d.ones.Lock(ctx, id.ID)
 	if err != nil {
 		return err
 	}
@@ -295,14 +275,14 @@ func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
 	if sandbox.CheckID("id", r.Identity.ID) != nil {
 		return nil
 	}
-	unlock, err := d.ones.lock(ctx, r.Identity.ID)
+	unlock, err := d.ones.Lock(ctx, r.Identity.ID)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	gone := d.dir(gonePrefix + r.Identity.ID)
-	if err := errors.Join(removeTree(d.dir(makingPrefix+r.Identity.ID)), removeTree(gone)); err != nil {
-		return classify(err, "remove what was left of the sandbox's directory")
+	if err := errors.Join(host.RemoveTree(d.dir(makingPrefix+r.Identity.ID)), host.RemoveTree(gone)); err != nil {
+		return host.Classify(err, "remove what was left of the sandbox's directory")
 	}
 	m, st, err := d.look(r.Identity.ID)
 	switch {
@@ -320,9 +300,9 @@ func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
 		return err
 	}
 	if err := os.Rename(d.dir(r.Identity.ID), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return classify(err, "remove the sandbox's directory")
+		return host.Classify(err, "remove the sandbox's directory")
 	}
-	return classify(errors.Join(syncDir(d.sandboxes()), removeTree(gone)), "remove the sandbox's directory")
+	return host.Classify(errors.Join(host.SyncDir(d.sandboxes()), host.RemoveTree(gone)), "remove the sandbox's directory")
 }
 
 // Get implements driver.Driver.

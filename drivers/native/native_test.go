@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/driver/drivertest"
 )
@@ -78,7 +79,7 @@ func factory() drivertest.Factory {
 			boot = "the next"
 			tb.Cleanup(func() { boot = old })
 			var b begun
-			if err := readJSON(filepath.Join(last.dir(s.Identity.ID), shimFile), &b); err != nil {
+			if err := host.ReadJSON(filepath.Join(last.dir(s.Identity.ID), shimFile), &b); err != nil {
 				tb.Fatal(err)
 			}
 			if err := unix.Kill(b.PID, unix.SIGKILL); err != nil {

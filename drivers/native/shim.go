@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/fault"
 )
 
@@ -90,8 +91,8 @@ func openShim() (*shim, error) {
 		return nil, err
 	}
 	unix.Umask(0o022)
-	s.begun = begun{Run: s.Run, proc: procOf(os.Getpid())}
-	return s, noteJSON(s.file(shimFile), s.begun)
+	s.begun = begun{Run: s.Run, Process: host.ProcessOf(os.Getpid())}
+	return s, host.NoteJSON(s.file(shimFile), s.begun)
 }
 
 func (s *shim) file(name string) string { return filepath.Join(s.Dir, name) }
@@ -122,15 +123,15 @@ func (s *shim) start(answer *os.File) error {
 func (s *shim) startInit() (order, up *os.File, err error) {
 	orderR, order, err := os.Pipe()
 	if err != nil {
-		return nil, nil, classify(err, "start the sandbox")
+		return nil, nil, host.Classify(err, "start the sandbox")
 	}
 	up, upW, err := os.Pipe()
 	if err != nil {
-		return nil, nil, classify(err, "start the sandbox")
+		return nil, nil, host.Classify(err, "start the sandbox")
 	}
 	outR, outW, err := os.Pipe()
 	if err != nil {
-		return nil, nil, classify(err, "start the sandbox")
+		return nil, nil, host.Classify(err, "start the sandbox")
 	}
 	s.init = exec.Command(s.Shim[0], slices.Concat(s.Shim[1:], []string{"init", s.ID, s.Operation})...)
 	s.init.Env = []string{"GOMAXPROCS=1"}
@@ -152,14 +153,14 @@ func (s *shim) startInit() (order, up *os.File, err error) {
 		defer close(s.said)
 		keepLog(s.Dir, outR, maxLog)
 	}()
-	return order, up, classify(err, "start the sandbox")
+	return order, up, host.Classify(err, "start the sandbox")
 }
 
 // bringUp gives the new process what only its parent can, tells it what to run, and waits until it was executed.
 func (s *shim) bringUp(order, up *os.File) error {
-	s.begun.Init = procOf(s.init.Process.Pid)
-	if err := noteJSON(s.file(shimFile), s.begun); err != nil {
-		return classify(err, "note the start")
+	s.begun.Init = host.ProcessOf(s.init.Process.Pid)
+	if err := host.NoteJSON(s.file(shimFile), s.begun); err != nil {
+		return host.Classify(err, "note the start")
 	}
 	if err := s.Group.join(s.begun.Init.PID); err != nil {
 		return err
@@ -174,7 +175,7 @@ func (s *shim) bringUp(order, up *os.File) error {
 		_, err = order.Write(raw)
 	}
 	if err := errors.Join(err, order.Close()); err != nil {
-		return classify(err, "start the sandbox")
+		return host.Classify(err, "start the sandbox")
 	}
 	said, err := io.ReadAll(up)
 	var a reply
@@ -184,14 +185,14 @@ func (s *shim) bringUp(order, up *os.File) error {
 	if !a.OK {
 		return fault.New(fault.ParseCode(a.Code), "%s", a.Error)
 	}
-	return classify(noteJSON(s.file(readyFile), begun{Run: s.Run, proc: s.begun.Init}), "note the start")
+	return host.Classify(host.NoteJSON(s.file(readyFile), begun{Run: s.Run, Process: s.begun.Init}), "note the start")
 }
 
 // release removes what the run had outside of its directory.
 func (s *shim) release() error {
 	err := s.Group.remove()
 	if s.Bridge != "" {
-		err = errors.Join(err, removeMarked(linkName(s.ID), marks(s.ID, s.Operation)))
+		err = errors.Join(err, host.RemoveMarked(linkName(s.ID), marks(s.ID, s.Operation)))
 	}
 	return err
 }
@@ -228,7 +229,7 @@ func (s *shim) hold(stop <-chan os.Signal) int {
 			return s.leave(s.release())
 		case err := <-s.ended:
 			<-s.said
-			return s.leave(errors.Join(s.release(), writeJSON(s.file(exitFile), s.end(err))))
+			return s.leave(errors.Join(s.release(), host.WriteJSON(s.file(exitFile), s.end(err))))
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/sandbox"
@@ -22,8 +23,6 @@ const (
 	shimFile  = "shim.json"  // by the shim, before it starts anything
 	readyFile = "ready.json" // by the shim, when the command was executed
 	exitFile  = "exit.json"  // by the shim, when the command has ended
-	logFile   = "log"
-	oldLog    = "log.1"
 	workDir   = "work"
 	rootDir   = "root"
 )
@@ -55,8 +54,8 @@ type meta struct {
 // begun is what the shim writes of itself and of the sandbox's first process.
 type begun struct {
 	Run int `json:"run"`
-	proc
-	Init proc `json:"init,omitzero"`
+	host.Process
+	Init host.Process `json:"init,omitzero"`
 }
 
 // exited is what the shim writes when the command has ended.
@@ -73,7 +72,7 @@ func (d *Driver) load(id string) (*meta, error) {
 		return nil, fault.New(fault.NotFound, "there is no sandbox %q", id)
 	}
 	m := &meta{}
-	err := readJSON(d.file(id, metaFile), m)
+	err := host.ReadJSON(d.file(id, metaFile), m)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "there is no sandbox %q", id)
 	}
@@ -81,7 +80,7 @@ func (d *Driver) load(id string) (*meta, error) {
 }
 
 func (d *Driver) save(m *meta) error {
-	return classify(writeJSON(d.file(m.Identity.ID, metaFile), m), "mark the sandbox's run")
+	return host.Classify(host.WriteJSON(d.file(m.Identity.ID, metaFile), m), "mark the sandbox's run")
 }
 
 // metas returns what is known of every sandbox.
@@ -107,7 +106,7 @@ func (d *Driver) metas() ([]*meta, error) {
 // has reads a file that the shim has written for the run of m, and reports whether there is one.
 func has[T any](d *Driver, m *meta, name string, run func(T) int) (T, bool) {
 	var v T
-	err := readJSON(d.file(m.Identity.ID, name), &v)
+	err := host.ReadJSON(d.file(m.Identity.ID, name), &v)
 	return v, err == nil && run(v) == m.Run
 }
 
@@ -115,7 +114,7 @@ func runOf(b begun) int { return b.Run }
 
 // alive reports whether anything of a sandbox runs: its shim, or what a shim that was killed has not taken along yet.
 func (d *Driver) alive(m *meta) (bool, error) {
-	held, err := locked(d.file(m.Identity.ID, lockFile))
+	held, err := host.Locked(d.file(m.Identity.ID, lockFile))
 	if held || err != nil {
 		return held, err
 	}
@@ -123,22 +122,22 @@ func (d *Driver) alive(m *meta) (bool, error) {
 	if h == nil || err != nil {
 		return false, err
 	}
-	return true, h.close()
+	return true, h.Close()
 }
 
 // orphan returns what goes on of a sandbox whose lock is free: its first process, or a shim whose lock somebody removed.
-func (d *Driver) orphan(m *meta) (*held, error) {
+func (d *Driver) orphan(m *meta) (*host.Held, error) {
 	if boot, err := d.cfg.BootID(); err != nil || boot != m.BootID {
 		return nil, err
 	}
 	var b begun
-	if readJSON(d.file(m.Identity.ID, shimFile), &b) != nil {
+	if host.ReadJSON(d.file(m.Identity.ID, shimFile), &b) != nil {
 		return nil, nil // there was no shim
 	}
-	if h, err := b.hold(); h != nil || err != nil {
+	if h, err := b.Hold(); h != nil || err != nil {
 		return h, err
 	}
-	return b.Init.hold()
+	return b.Init.Hold()
 }
 
 // look returns what is known of a sandbox and what it is. One whose directory is being removed is known, and not found.
@@ -218,7 +217,7 @@ func (d *Driver) settle(m *meta) (exited, error) {
 	if _, err := os.Lstat(d.file(m.Identity.ID, shimFile)); errors.Is(err, fs.ErrNotExist) {
 		return e, gone
 	}
-	unlock, ok := d.ones.try(m.Identity.ID)
+	unlock, ok := d.ones.Try(m.Identity.ID)
 	if !ok {
 		return e, nil
 	}
@@ -229,11 +228,11 @@ func (d *Driver) settle(m *meta) (exited, error) {
 	if err := d.release(m); err != nil {
 		return e, err
 	}
-	err := writeJSON(d.file(m.Identity.ID, exitFile), e)
+	err := host.WriteJSON(d.file(m.Identity.ID, exitFile), e)
 	if errors.Is(err, fs.ErrNotExist) {
 		return e, gone
 	}
-	return e, classify(err, "note the end of the run")
+	return e, host.Classify(err, "note the end of the run")
 }
 
 // release removes what a run has outside of its directory. Nothing of the run is alive.
@@ -251,16 +250,16 @@ func (d *Driver) end(ctx context.Context, m *meta, grace time.Duration) error {
 	defer tick.Stop()
 	for {
 		var b begun
-		if err := readJSON(d.file(m.Identity.ID, shimFile), &b); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := host.ReadJSON(d.file(m.Identity.ID, shimFile), &b); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if err := b.finish(ctx, grace); err != nil {
+		if err := b.Finish(ctx, grace); err != nil {
 			return err
 		}
-		if err := b.Init.finish(ctx, 0); err != nil {
+		if err := b.Init.Finish(ctx, 0); err != nil {
 			return err
 		}
-		held, err := locked(d.file(m.Identity.ID, lockFile))
+		held, err := host.Locked(d.file(m.Identity.ID, lockFile))
 		if err != nil || !held {
 			return err
 		}
@@ -282,8 +281,8 @@ func (d *Driver) sweep() error {
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), makingPrefix) || strings.HasPrefix(e.Name(), gonePrefix) {
-			err = errors.Join(err, removeTree(d.dir(e.Name())))
+			err = errors.Join(err, host.RemoveTree(d.dir(e.Name())))
 		}
 	}
-	return classify(err, "remove what was left of a sandbox")
+	return host.Classify(err, "remove what was left of a sandbox")
 }

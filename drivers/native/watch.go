@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/sandbox"
@@ -74,7 +75,7 @@ func (w *watcher) look(id string) error {
 	case err == nil:
 		w.dirs[int32(wd)] = id
 	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR):
-		return classify(fmt.Errorf("%w; the host's limit is fs.inotify.max_user_watches", err), "watch sandbox "+id)
+		return host.Classify(fmt.Errorf("%w; the host's limit is fs.inotify.max_user_watches", err), "watch sandbox "+id)
 	}
 	m, st, err := w.d.look(id)
 	old := w.seen[id]
@@ -102,7 +103,7 @@ func (w *watcher) look(id string) error {
 // await arranges for another look at a sandbox whose shim was killed and that has not ended yet. Its lock is free
 // already, so nothing more would show in its directory.
 func (w *watcher) await(m *meta) error {
-	if held, err := locked(w.d.file(m.Identity.ID, lockFile)); held || err != nil {
+	if held, err := host.Locked(w.d.file(m.Identity.ID, lockFile)); held || err != nil {
 		return err
 	}
 	h, err := w.d.orphan(m)
@@ -110,8 +111,8 @@ func (w *watcher) await(m *meta) error {
 		return err
 	}
 	go func() {
-		defer func() { _ = h.close() }()
-		if h.wait(w.ctx) == nil {
+		defer func() { _ = h.Close() }()
+		if h.Wait(w.ctx) == nil {
 			if f, err := os.OpenFile(w.d.file(m.Identity.ID, metaFile), os.O_WRONLY, 0); err == nil { // closing it is an event
 				_ = f.Close()
 			}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/fault"
 )
 
@@ -213,7 +214,7 @@ func (o *order) apply(m mount, root string) error {
 		if err := os.MkdirAll(to, 0o755); err != nil {
 			return fault.New(fault.FailedPrecondition, "mount %s: %v", m.Target, err)
 		}
-		return classify(unix.Mount("tmpfs", to, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, ""), "mount "+m.Target)
+		return host.Classify(unix.Mount("tmpfs", to, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, ""), "mount "+m.Target)
 	}
 	source, err := filepath.EvalSymlinks(m.Source)
 	if err != nil {
