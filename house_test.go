@@ -33,6 +33,7 @@ var rules = []struct {
 	{"drivers/docker", []string{"shared", "drivers/container"}},
 	{"drivers/podman", []string{"shared", "drivers/container"}},
 	{"drivers/compose", []string{"shared"}},
+	{"drivers/kubernetes", []string{"shared"}},
 	{"drivers/remote", []string{"shared"}},
 	{"drivers", []string{"shared", "drivers"}},
 	{"examples", []string{"shared", "plugin", "examples"}},

@@ -37,9 +37,10 @@ type Type struct {
 // Types returns the built-in drivers by type.
 func Types() map[string]Type {
 	return map[string]Type{
-		"docker": {Schema: dockerSchema(), Open: openDocker},
-		"native": {Schema: nativeSchema(), Open: openNative},
-		"podman": {Schema: podmanSchema(), Open: openPodman},
+		"docker":     {Schema: dockerSchema(), Open: openDocker},
+		"kubernetes": {Schema: kubernetesSchema(), Open: openKubernetes},
+		"native":     {Schema: nativeSchema(), Open: openNative},
+		"podman":     {Schema: podmanSchema(), Open: openPodman},
 	}
 }
 

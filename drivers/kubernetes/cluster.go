@@ -1,0 +1,193 @@
+package kubernetes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/sandgate/sandgate/shared/fault"
+)
+
+// cluster is the API server, as the driver's account sees it.
+type cluster struct {
+	http     *http.Client
+	dynamic  dynamic.Interface
+	typed    kubernetes.Interface
+	patience time.Duration
+
+	api      string // APIV1Beta1, APIV1Alpha1 or APIPod
+	version  string
+	instance string // the cluster's id
+	wide     bool   // the account may look at the sandboxes of every namespace
+}
+
+// The client's own limits would let 5 requests a second pass. The server has better ones (priority and fairness).
+const (
+	clientQPS   = 1000
+	clientBurst = 2000
+)
+
+// connect makes the clients; it asks nothing of the server.
+func connect(cfg Config) (*cluster, error) {
+	rc, err := restConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	rc.QPS, rc.Burst = clientQPS, clientBurst
+	rc.UserAgent = "sandgate/" + cfg.Version
+	rc.WarningHandler = rest.NoWarnings{}
+	if cfg.Impersonate != "" {
+		rc.Impersonate = rest.ImpersonationConfig{UserName: cfg.Impersonate}
+	}
+	c := &cluster{patience: cfg.Patience}
+	if c.http, err = rest.HTTPClientFor(rc); err == nil {
+		c.dynamic, err = dynamic.NewForConfigAndClient(rc, c.http)
+	}
+	if err == nil {
+		c.typed, err = kubernetes.NewForConfigAndClient(rc, c.http)
+	}
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "the credentials of the cluster cannot be used: %w", err)
+	}
+	return c, nil
+}
+
+// restConfig finds the credentials: the kubeconfig that is named, the pod's own, or kubectl's.
+func restConfig(cfg Config) (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	if cfg.Kubeconfig != "" {
+		if _, err := os.Stat(cfg.Kubeconfig); err != nil {
+			return nil, fault.New(fault.Invalid, "kubeconfig: %w", err).With(fault.Diagnostic{Path: "kubeconfig", Summary: "cannot be read"})
+		}
+		rules = &clientcmd.ClientConfigLoadingRules{ExplicitPath: cfg.Kubeconfig}
+	} else if rc, err := rest.InClusterConfig(); err == nil && cfg.Context == "" {
+		return rc, nil
+	}
+	rc, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: cfg.Context}).ClientConfig()
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "kubeconfig: %w", err).With(fault.Diagnostic{Path: "kubeconfig", Summary: "cannot be used"})
+	}
+	return rc, nil
+}
+
+// probe asks the server what it is, and what the driver may do there.
+func (c *cluster) probe(ctx context.Context, cfg Config) error {
+	about, err := c.typed.Discovery().ServerVersion()
+	if err != nil {
+		return failed("ask", "the API server for its version", err)
+	}
+	c.version = about.GitVersion
+	if c.api, err = c.findAPI(ctx, cfg); err != nil {
+		return err
+	}
+	// The namespace that every cluster has keeps its uid as long as the cluster lives.
+	ns, err := c.typed.CoreV1().Namespaces().Get(ctx, "kube-system", metav1.GetOptions{})
+	switch {
+	case err == nil:
+		c.instance = string(ns.UID)
+	case !apierrors.IsForbidden(err):
+		return failed("get", "namespace kube-system", err)
+	}
+	c.wide, err = c.may(ctx, "list", c.anchor().gvr.Group, c.anchor().gvr.Resource, "")
+	return err
+}
+
+// findAPI decides what a sandbox is made of.
+func (c *cluster) findAPI(ctx context.Context, cfg Config) (string, error) {
+	if cfg.API == APIPod {
+		return APIPod, nil
+	}
+	for _, version := range []string{APIV1Beta1, APIV1Alpha1} {
+		if cfg.API != APIAuto && cfg.API != version {
+			continue
+		}
+		all, err := c.typed.Discovery().ServerResourcesForGroupVersion(sandboxGroup + "/" + version)
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return "", failed("ask", "the API server for "+sandboxGroup, err)
+		}
+		for _, r := range all.APIResources {
+			if r.Name == "sandboxes" {
+				return version, nil
+			}
+		}
+	}
+	if cfg.API != APIAuto {
+		return "", fault.New(fault.FailedPrecondition, "the cluster has no %s/%s: install agent-sandbox, or set api = \"pod\"", sandboxGroup, cfg.API).
+			With(fault.Diagnostic{Path: "api", Summary: "the cluster has none"})
+	}
+	return APIPod, nil
+}
+
+// may asks whether the account has a right; namespace "" is all of them.
+func (c *cluster) may(ctx context.Context, verb, group, resource, namespace string) (bool, error) {
+	r, err := c.typed.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Verb: verb, Group: group, Resource: resource, Namespace: namespace}}}, metav1.CreateOptions{})
+	if err != nil {
+		return false, failed("ask", "what the account may do", err)
+	}
+	return r.Status.Allowed, nil
+}
+
+func (c *cluster) close() { c.http.CloseIdleConnections() }
+
+// failed turns what the API server or the way to it says into a fault.
+func failed(call, object string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fault.New(codeOf(err), "kubernetes: %s %s: %w", call, object, err)
+}
+
+// codeOf sorts errors by what can be done about them. What the server has answered is not in doubt.
+func codeOf(err error) fault.Code {
+	var status apierrors.APIStatus
+	switch {
+	case errors.Is(err, context.Canceled):
+		return fault.Canceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return fault.DeadlineExceeded
+	case !errors.As(err, &status), unready(err):
+		return fault.Unavailable
+	case apierrors.IsNotFound(err):
+		return fault.NotFound
+	case apierrors.IsAlreadyExists(err):
+		return fault.AlreadyExists
+	case apierrors.IsConflict(err):
+		return fault.Conflict
+	case apierrors.IsForbidden(err) && exceedsQuota(err):
+		return fault.ResourceExhausted
+	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err), apierrors.IsMethodNotSupported(err):
+		return fault.FailedPrecondition
+	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err), apierrors.IsRequestEntityTooLargeError(err):
+		return fault.Invalid
+	}
+	return fault.FailedPrecondition
+}
+
+// exceedsQuota tells a quota's refusal from a missing right: both are Forbidden.
+func exceedsQuota(err error) bool { return strings.Contains(err.Error(), "exceeded quota") }
+
+// unready reports whether a server has answered that it cannot answer now.
+func unready(err error) bool {
+	return apierrors.IsServiceUnavailable(err) || apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) ||
+		apierrors.IsTimeout(err) || apierrors.IsInternalError(err) && !apierrors.IsInvalid(err)
+}
+
+// String is for messages.
+func (c *cluster) String() string { return fmt.Sprintf("Kubernetes %s", c.version) }
