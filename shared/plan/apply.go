@@ -3,6 +3,9 @@ package plan
 import (
 	"slices"
 
+	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
+	"sigs.k8s.io/structured-merge-diff/v6/value"
+
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 )
@@ -63,12 +66,15 @@ func (p *Plan) permitted(owner Owner, ph phase.Phase, grant Grant, k *kind, o Ob
 	old := p.objects[o.Ref()]
 	own := old == nil || old.creator == owner
 	judge := func(place []string) error {
-		covered := func(pt Pattern) bool {
-			ps, ok := split(string(pt))
+		covered := func(p Pattern) bool {
+			ps, ok := split(string(p))
 			return ok && covers(ps, place) && (own || len(ps) > 1)
 		}
+		open := func(pt Point) bool {
+			return pt.Open(ph) && covered(pt.Pattern) && !slices.ContainsFunc(pt.Except, func(e Pattern) bool { return e.coversPlace(place) })
+		}
 		name := join(place)
-		if !slices.ContainsFunc(p.schema.points, func(pt Point) bool { return pt.Open(ph) && covered(pt.Pattern) }) {
+		if !slices.ContainsFunc(p.schema.points, open) {
 			return denied(grant, "%s contributes to %s of %s, which the driver does not open in %s%s", owner, name, o.Ref(), ph, whose(own, old, place))
 		}
 		if !slices.ContainsFunc(grant.Mutate, covered) {
@@ -81,11 +87,23 @@ func (p *Plan) permitted(owner Owner, ph phase.Phase, grant Grant, k *kind, o Ob
 		return judge([]string{k.Name})
 	}
 	for _, path := range sortedKeys(paths) {
+		if old != nil && isKey(paths[path]) && old.leaves[path] != nil {
+			continue // it says which item is meant
+		}
 		if err := judge(append([]string{k.Name}, segments(paths[path])...)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// isKey reports whether a leaf is a key of the item of a keyed list that it lies in.
+func isKey(path fieldpath.Path) bool {
+	n := len(path)
+	if n < 2 || path[n-2].Key == nil || path[n-1].FieldName == nil {
+		return false
+	}
+	return slices.ContainsFunc(*path[n-2].Key, func(f value.Field) bool { return f.Name == *path[n-1].FieldName })
 }
 
 // whose says who has the field already, or the object.

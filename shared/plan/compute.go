@@ -266,41 +266,55 @@ func (o *object) export(only *fieldpath.Set) Object {
 	return Object{Kind: o.kind.Name, Name: o.name, Fields: fields}
 }
 
-// Part is what one owner set of an object, with the keys of the keyed lists that it lies in.
-type Part struct {
-	Owner  Owner
-	Fields map[string]any
-}
-
-// Parts takes an object apart by owner: those of gateway, request and driver first, then in the order of the layers.
-// An object without fields is one part of whoever added it.
-func (p *Plan) Parts(kind, name string) []Part {
+// Owners returns who set something of an object: gateway, request and driver first, then in the order of the layers.
+// An object without fields is its creator's.
+func (p *Plan) Owners(kind, name string) []Owner {
 	o := p.objects[kind+"/"+name]
 	if o == nil {
 		return nil
 	}
-	sets := map[Owner]*fieldpath.Set{}
-	for path, own := range o.owners {
-		if sets[own.owner] == nil {
-			sets[own.owner] = fieldpath.NewSet()
-		}
-		sets[own.owner].Insert(o.leaves[path])
+	set := map[Owner]bool{}
+	for _, own := range o.owners {
+		set[own.owner] = true
 	}
-	if len(sets) == 0 {
-		return []Part{{Owner: o.creator, Fields: map[string]any{}}}
+	if len(set) == 0 {
+		set[o.creator] = true
 	}
 	order := []Owner{OwnerGateway, OwnerRequest, OwnerDriver}
 	for _, l := range p.layers {
 		order = append(order, l.Owner)
 	}
-	var out []Part
+	var out []Owner
 	for _, owner := range order {
-		if set := sets[owner]; set != nil {
-			out = append(out, Part{Owner: owner, Fields: o.export(set).Fields})
-			delete(sets, owner)
+		if set[owner] {
+			out = append(out, owner)
+			delete(set, owner)
 		}
 	}
 	return out
+}
+
+// Creator returns who added an object: "" where it is not there.
+func (p *Plan) Creator(kind, name string) Owner {
+	if o := p.objects[kind+"/"+name]; o != nil {
+		return o.creator
+	}
+	return ""
+}
+
+// Part returns what these owners set of an object, with the keys of the keyed lists that it lies in.
+func (p *Plan) Part(kind, name string, owners ...Owner) Object {
+	o := p.objects[kind+"/"+name]
+	if o == nil {
+		return Object{Kind: kind, Name: name}
+	}
+	only := fieldpath.NewSet()
+	for path, own := range o.owners {
+		if slices.Contains(owners, own.owner) {
+			only.Insert(o.leaves[path])
+		}
+	}
+	return o.export(only)
 }
 
 func asMap(v *typed.TypedValue) map[string]any {

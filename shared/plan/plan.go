@@ -67,6 +67,7 @@ type Kind struct {
 type Point struct {
 	Pattern     Pattern       `json:"pattern"`
 	Phases      []phase.Phase `json:"phases"`                // the phases in which it is open
+	Except      []Pattern     `json:"except,omitempty"`      // what lies in it and is open to nobody
 	Overridable bool          `json:"overridable,omitempty"` // a grant's override may take it from the request
 	Feature     string        `json:"feature,omitempty"`     // the feature that is set here, for example "network.address"
 	Object      string        `json:"object,omitempty"`      // the name of the object that the feature means, for example "main"

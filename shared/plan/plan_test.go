@@ -409,18 +409,19 @@ func TestPartsByOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	parts := p.Parts("Box", "main")
-	var owners []Owner
-	layers := make([]Layer, 0, len(parts))
-	for _, part := range parts {
-		owners = append(owners, part.Owner)
-		layers = append(layers, Layer{Owner: part.Owner, Objects: box(part.Fields)})
-	}
+	owners := p.Owners("Box", "main")
 	if diff := cmp.Diff([]Owner{"later", "last"}, owners[len(owners)-2:]); diff != "" {
 		t.Errorf("owners (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(map[string]any{"mounts": []any{map[string]any{"name": "scratch", "readOnly": true}}}, parts[len(parts)-1].Fields); diff != "" {
+	var layers []Layer
+	for _, owner := range owners {
+		layers = append(layers, Layer{Owner: owner, Objects: []Object{p.Part("Box", "main", owner)}})
+	}
+	if diff := cmp.Diff(map[string]any{"mounts": []any{map[string]any{"name": "scratch", "readOnly": true}}}, p.Part("Box", "main", "last").Fields); diff != "" {
 		t.Errorf("the last one's part (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(p.Objects()[0], p.Part("Box", "main", owners...)); diff != "" {
+		t.Errorf("all parts at once (-plan +part):\n%s", diff)
 	}
 	again, err := s.Compute(layers)
 	if err != nil {
@@ -429,8 +430,8 @@ func TestPartsByOwner(t *testing.T) {
 	if diff := cmp.Diff(p.Objects(), again.Objects()); diff != "" {
 		t.Errorf("the parts laid over each other (-plan +parts):\n%s", diff)
 	}
-	if p.Parts("Box", "other") != nil {
-		t.Error("there are parts of an object that is not there")
+	if p.Owners("Box", "other") != nil || p.Creator("Box", "other") != "" || p.Creator("Box", "main") != OwnerGateway {
+		t.Error("owners or creator of an object that is not there, or a wrong one")
 	}
 }
 
@@ -448,5 +449,65 @@ func TestAKindOfBothScopes(t *testing.T) {
 		if _, _, err := empty.Apply("x", ph, Grant{Mutate: []Pattern{"Net"}}, []Object{{Kind: "Net", Name: "n"}}); err != nil {
 			t.Errorf("in %s: %v", ph, err)
 		}
+	}
+}
+
+// The key of an item that is there says where a contribution goes; it is no contribution itself. A slip in it would make
+// an item, and is refused.
+func TestAPointWithinAKeyedList(t *testing.T) {
+	points := []Point{{Pattern: "Box.mounts.scratch.source", Phases: []phase.Phase{phase.PreparePlan}}}
+	s, err := NewSchema([]Kind{{Name: "Box", Scope: ScopeSandbox, Schema: boxSchema}}, points, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Compute([]Layer{{Owner: OwnerDriver, Objects: box(map[string]any{"mounts": []any{map[string]any{"name": "scratch", "readOnly": true}}})}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mount := func(name string, more map[string]any) []Object {
+		more["name"] = name
+		return box(map[string]any{"mounts": []any{more}})
+	}
+	for _, c := range []struct {
+		what    string
+		objects []Object
+		ok      bool
+	}{
+		{"the open field", mount("scratch", map[string]any{"source": "/tmp"}), true},
+		{"another field of the item", mount("scratch", map[string]any{"readOnly": false}), false},
+		{"another item", mount("scrtach", map[string]any{"source": "/tmp"}), false},
+	} {
+		_, next, err := p.Apply("x", phase.PreparePlan, Grant{Mutate: []Pattern{"Box.mounts"}}, c.objects)
+		if (err == nil) != c.ok || err != nil && !fault.Is(err, fault.Denied) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		if err == nil {
+			if diff := cmp.Diff(mount("scratch", map[string]any{"source": "/tmp"})[0].Fields, next.Part("Box", "main", "x").Fields); diff != "" {
+				t.Errorf("%s: (-want +got):\n%s", c.what, diff)
+			}
+		}
+	}
+}
+
+func TestWhatIsExceptedFromAPoint(t *testing.T) {
+	prepare := []phase.Phase{phase.PreparePlan}
+	kinds := []Kind{{Name: "Box", Scope: ScopeSandbox, Schema: boxSchema}}
+	s, err := NewSchema(kinds, []Point{{Pattern: "Box.mounts", Phases: prepare, Except: []Pattern{"Box.mounts.reserved"}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Compute([]Layer{{Owner: OwnerDriver, Objects: box(map[string]any{"image": "x"})}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	grant := Grant{Mutate: []Pattern{"Box.mounts"}}
+	for name, ok := range map[string]bool{"scratch": true, "reserved": false} {
+		_, _, err := p.Apply("x", phase.PreparePlan, grant, box(map[string]any{"mounts": []any{map[string]any{"name": name, "source": "/tmp"}}}))
+		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "the driver does not open") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := NewSchema(kinds, []Point{{Pattern: "Box.mounts", Phases: prepare, Except: []Pattern{"Box.image"}}}, nil); err == nil {
+		t.Error("an exception that lies outside its point was taken")
 	}
 }

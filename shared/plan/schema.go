@@ -53,6 +53,11 @@ func NewSchema(kinds []Kind, points []Point, redact Redactor) (*Schema, error) {
 		if s.kinds[pt.Pattern.Kind()] == nil {
 			return nil, fault.New(fault.Internal, "mutation point %q is of no kind that is declared", pt.Pattern)
 		}
+		for _, e := range pt.Except {
+			if !pt.Pattern.Covers(e) {
+				return nil, fault.New(fault.Internal, "mutation point %q: the exception %q lies outside it", pt.Pattern, e)
+			}
+		}
 	}
 	return s, nil
 }

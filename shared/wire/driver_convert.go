@@ -63,12 +63,13 @@ func featureFromProto(f *extensionv1.Feature) extension.Feature {
 }
 
 func pointToProto(p plan.Point) *extensionv1.Point {
-	return &extensionv1.Point{Pattern: string(p.Pattern), Phases: texts(p.Phases), Overridable: p.Overridable, Feature: p.Feature, Object: p.Object, Doc: p.Doc}
+	return &extensionv1.Point{Pattern: string(p.Pattern), Phases: texts(p.Phases), Overridable: p.Overridable, Feature: p.Feature, Object: p.Object, Doc: p.Doc,
+		Except: texts(p.Except)}
 }
 
 func pointFromProto(p *extensionv1.Point) plan.Point {
 	return plan.Point{Pattern: plan.Pattern(p.GetPattern()), Phases: phases(p.GetPhases()), Overridable: p.GetOverridable(),
-		Feature: p.GetFeature(), Object: p.GetObject(), Doc: p.GetDoc()}
+		Feature: p.GetFeature(), Object: p.GetObject(), Doc: p.GetDoc(), Except: patterns(p.GetExcept())}
 }
 
 // layersToProto translates a plan's layers. What a driver made of Go values is brought into the form of JSON first.

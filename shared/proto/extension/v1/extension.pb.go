@@ -481,13 +481,15 @@ func (x *Feature) GetObject() string {
 
 // Point is a place at which the bind may contribute.
 type Point struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pattern       string                 `protobuf:"bytes,1,opt,name=pattern,proto3" json:"pattern,omitempty"`
-	Phases        []string               `protobuf:"bytes,2,rep,name=phases,proto3" json:"phases,omitempty"`
-	Overridable   bool                   `protobuf:"varint,3,opt,name=overridable,proto3" json:"overridable,omitempty"`
-	Feature       string                 `protobuf:"bytes,4,opt,name=feature,proto3" json:"feature,omitempty"`
-	Object        string                 `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`
-	Doc           string                 `protobuf:"bytes,6,opt,name=doc,proto3" json:"doc,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Pattern     string                 `protobuf:"bytes,1,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	Phases      []string               `protobuf:"bytes,2,rep,name=phases,proto3" json:"phases,omitempty"`
+	Overridable bool                   `protobuf:"varint,3,opt,name=overridable,proto3" json:"overridable,omitempty"`
+	Feature     string                 `protobuf:"bytes,4,opt,name=feature,proto3" json:"feature,omitempty"`
+	Object      string                 `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`
+	Doc         string                 `protobuf:"bytes,6,opt,name=doc,proto3" json:"doc,omitempty"`
+	// Patterns of what lies in it and is open to nobody.
+	Except        []string `protobuf:"bytes,7,rep,name=except,proto3" json:"except,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -562,6 +564,13 @@ func (x *Point) GetDoc() string {
 		return x.Doc
 	}
 	return ""
+}
+
+func (x *Point) GetExcept() []string {
+	if x != nil {
+		return x.Except
+	}
+	return nil
 }
 
 type ConfigureResponse struct {
@@ -2276,14 +2285,15 @@ const file_extension_v1_extension_proto_rawDesc = "" +
 	"\x06object\x18\x04 \x01(\tR\x06object\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9f\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb7\x01\n" +
 	"\x05Point\x12\x18\n" +
 	"\apattern\x18\x01 \x01(\tR\apattern\x12\x16\n" +
 	"\x06phases\x18\x02 \x03(\tR\x06phases\x12 \n" +
 	"\voverridable\x18\x03 \x01(\bR\voverridable\x12\x18\n" +
 	"\afeature\x18\x04 \x01(\tR\afeature\x12\x16\n" +
 	"\x06object\x18\x05 \x01(\tR\x06object\x12\x10\n" +
-	"\x03doc\x18\x06 \x01(\tR\x03doc\"X\n" +
+	"\x03doc\x18\x06 \x01(\tR\x03doc\x12\x16\n" +
+	"\x06except\x18\a \x03(\tR\x06except\"X\n" +
 	"\x11ConfigureResponse\x12C\n" +
 	"\vdiagnostics\x18\x01 \x03(\v2!.sandgate.extension.v1.DiagnosticR\vdiagnostics\"R\n" +
 	"\n" +
