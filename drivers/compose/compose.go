@@ -63,7 +63,7 @@ func (n *named) List(ctx context.Context) ([]*driver.Status, error) {
 // Watch implements driver.Driver.
 func (n *named) Watch(ctx context.Context, fn func(driver.Event) error) error {
 	return n.Driver.Watch(ctx, func(e driver.Event) error {
-		if e.Synced || n.name == driverOf(e) {
+		if e.Synced || n.name == e.Driver() {
 			return fn(e)
 		}
 		return nil
@@ -72,13 +72,6 @@ func (n *named) Watch(ctx context.Context, fn func(driver.Event) error) error {
 
 // Close implements driver.Driver. There is nothing of its own to end.
 func (n *named) Close() error { return nil }
-
-func driverOf(e driver.Event) string {
-	if e.Status != nil {
-		return e.Status.Identity.Driver
-	}
-	return e.Deleted.Driver
-}
 
 // composed is a named driver that also takes driver_config apart.
 type composed struct {

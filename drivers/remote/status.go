@@ -104,7 +104,7 @@ func exitCode(message string) *int {
 	return &code
 }
 
-// event turns what a stream says into ours; what is only told to people is left out.
+// event turns what a stream says into ours.
 func (d *Driver) event(m *computev1.WatchSandboxesEvent) (driver.Event, bool) {
 	switch p := m.GetPayload().(type) {
 	case *computev1.WatchSandboxesEvent_Sandbox:
@@ -112,14 +112,30 @@ func (d *Driver) event(m *computev1.WatchSandboxesEvent) (driver.Event, bool) {
 			return driver.Event{Status: d.status(p.Sandbox.GetSandbox())}, true
 		}
 	case *computev1.WatchSandboxesEvent_Deleted:
-		id := sandbox.Identity{ID: p.Deleted.GetSandboxId(), Driver: d.cfg.Name}
-		if n, ok := d.notes.get(id.ID); ok {
-			id = n.Identity
-		}
-		return driver.Event{Deleted: id}, true
+		return driver.Event{Deleted: d.identity(p.Deleted.GetSandboxId())}, true
 	case *computev1.WatchSandboxesEvent_PlatformEvent:
-		e := p.PlatformEvent.GetEvent()
-		d.cfg.Logger.Debug("an event of the compute driver", "driver", d.cfg.Name, "sandbox", p.PlatformEvent.GetSandboxId(), "reason", e.GetReason(), "message", e.GetMessage())
+		return driver.Event{Notice: d.notice(p.PlatformEvent)}, true
 	}
 	return driver.Event{}, false
+}
+
+// identity returns a sandbox's, as far as it is known here.
+func (d *Driver) identity(id string) sandbox.Identity {
+	if n, ok := d.notes.get(id); ok {
+		return n.Identity
+	}
+	return sandbox.Identity{ID: id, Driver: d.cfg.Name}
+}
+
+func (d *Driver) notice(m *computev1.WatchSandboxesPlatformEvent) *driver.Notice {
+	e := m.GetEvent()
+	n := &driver.Notice{Identity: d.identity(m.GetSandboxId()), Warning: e.GetType() == "Warning", Source: e.GetSource(), Reason: e.GetReason(),
+		Message: e.GetMessage(), Metadata: e.GetMetadata()}
+	switch {
+	case e.GetEventTime().IsValid() && e.GetEventTime() != nil:
+		n.At = e.GetEventTime().AsTime()
+	case e.GetTimestampMs() != 0:
+		n.At = time.UnixMilli(e.GetTimestampMs())
+	}
+	return n
 }

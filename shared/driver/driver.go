@@ -84,7 +84,7 @@ type Driver interface {
 
 	// Watch calls fn for every sandbox there is, then with Event{Synced: true}, then for each change, until ctx
 	// ends, fn fails or the driver loses its source; the gateway calls it again after a pause. Calls of fn are
-	// serial. A change that happened while nobody watched shows in the next snapshot.
+	// serial. A change that happened while nobody watched shows in the next snapshot; a notice does not.
 	Watch(ctx context.Context, fn func(Event) error) error
 
 	// EnsureWorkspace applies the objects of a workspace, each marked with driver and workspace id. Idempotent; it
@@ -244,11 +244,35 @@ type RealObject struct {
 	Name string `json:"name"` // its real name: of a bridge, a container, a directory
 }
 
-// Event is one change, or the end of the snapshot.
+// Event is one change, the end of the snapshot, or a notice: one of the four is set.
 type Event struct {
 	Status  *Status          // what it is now
-	Deleted sandbox.Identity // set (and Status nil) when it is there no more
+	Deleted sandbox.Identity // of what is there no more
 	Synced  bool             // the snapshot is complete
+	Notice  *Notice
+}
+
+// Driver returns the name of the driver that the event's sandbox belongs to; "" at the end of the snapshot.
+func (e Event) Driver() string {
+	switch {
+	case e.Status != nil:
+		return e.Status.Identity.Driver
+	case e.Notice != nil:
+		return e.Notice.Identity.Driver
+	}
+	return e.Deleted.Driver
+}
+
+// Notice is what the platform tells people of a sandbox, as the events of a cluster do: that no node has room, that an
+// image is being fetched. It changes nothing, is told once, and may be lost.
+type Notice struct {
+	Identity sandbox.Identity
+	At       time.Time
+	Warning  bool
+	Source   string // who says it: "kubelet"
+	Reason   string // CamelCase word, for programs
+	Message  string
+	Metadata map[string]string // for programs: what an OpenShell gateway shows as progress, say
 }
 
 // InDoubt reports whether a call that returned err may have had, or may yet have, its effect: whoever made it asks Get,

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/structpb"
 
+	driverv1 "github.com/sandgate/sandgate/shared/proto/driver/v1"
 	extensionv1 "github.com/sandgate/sandgate/shared/proto/extension/v1"
 )
 
@@ -67,6 +68,12 @@ var trips = map[proto.Message]trip{
 	},
 	&extensionv1.QuiesceResponse{}: func(m proto.Message) (proto.Message, error) {
 		return QuiesceToProto(quiesceFromProto(m.(*extensionv1.QuiesceResponse))), nil
+	},
+	&driverv1.Status{}: func(m proto.Message) (proto.Message, error) {
+		return statusToProto(statusFromProto(m.(*driverv1.Status))), nil
+	},
+	&driverv1.Notice{}: func(m proto.Message) (proto.Message, error) {
+		return noticeToProto(noticeFromProto(m.(*driverv1.Notice))), nil
 	},
 }
 

@@ -208,6 +208,8 @@ func eventFromProto(m *driverv1.WatchResponse) driver.Event {
 		if id := identityFromProto(e.Deleted); id != nil {
 			return driver.Event{Deleted: *id}
 		}
+	case *driverv1.WatchResponse_Notice:
+		return driver.Event{Notice: noticeFromProto(e.Notice)}
 	}
 	return driver.Event{Synced: m.GetSynced()}
 }

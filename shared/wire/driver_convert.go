@@ -158,3 +158,19 @@ func statusFromProto(m *driverv1.Status) *driver.Status {
 	}
 	return s
 }
+
+func noticeToProto(n *driver.Notice) *driverv1.Notice {
+	return &driverv1.Notice{Identity: identityToProto(&n.Identity), At: timestamppb.New(n.At), Warning: n.Warning, Source: n.Source,
+		Reason: n.Reason, Message: n.Message, Metadata: n.Metadata}
+}
+
+func noticeFromProto(m *driverv1.Notice) *driver.Notice {
+	n := &driver.Notice{Warning: m.GetWarning(), Source: m.GetSource(), Reason: m.GetReason(), Message: m.GetMessage(), Metadata: m.GetMetadata()}
+	if id := identityFromProto(m.GetIdentity()); id != nil {
+		n.Identity = *id
+	}
+	if m.GetAt().IsValid() {
+		n.At = m.GetAt().AsTime()
+	}
+	return n
+}

@@ -214,6 +214,8 @@ func eventToProto(e driver.Event) *driverv1.WatchResponse {
 		return &driverv1.WatchResponse{Event: &driverv1.WatchResponse_Status{Status: statusToProto(e.Status)}}
 	case e.Synced:
 		return &driverv1.WatchResponse{Event: &driverv1.WatchResponse_Synced{Synced: true}}
+	case e.Notice != nil:
+		return &driverv1.WatchResponse{Event: &driverv1.WatchResponse_Notice{Notice: noticeToProto(e.Notice)}}
 	}
 	return &driverv1.WatchResponse{Event: &driverv1.WatchResponse_Deleted{Deleted: identityToProto(&e.Deleted)}}
 }

@@ -19,11 +19,13 @@ type watcher struct {
 	stream computev1.ComputeDriver_WatchSandboxesServer
 	sent   map[string]*computev1.DriverSandbox
 	steps  map[string]string // sandbox -> the last progress that was told
+	begun  uint64            // notices up to this number are older than the stream
+	heard  map[string]uint64 // sandbox -> the last notice that was told
 }
 
 // WatchSandboxes implements the service: every sandbox there is, then each change.
 func (d *ComputeDoor) WatchSandboxes(_ *computev1.WatchSandboxesRequest, stream computev1.ComputeDriver_WatchSandboxesServer) error {
-	w := &watcher{door: d, stream: stream, sent: map[string]*computev1.DriverSandbox{}, steps: map[string]string{}}
+	w := &watcher{door: d, stream: stream, sent: map[string]*computev1.DriverSandbox{}, steps: map[string]string{}, begun: d.engine.Noticed(), heard: map[string]uint64{}}
 	for {
 		changed := d.engine.Changed() // taken before looking, so that nothing falls between
 		if err := w.look(); err != nil {
@@ -55,6 +57,7 @@ func (w *watcher) look() error {
 		}
 		delete(w.sent, id)
 		delete(w.steps, id)
+		delete(w.heard, id)
 		gone := &computev1.WatchSandboxesEvent_Deleted{Deleted: &computev1.WatchSandboxesDeletedEvent{SandboxId: id}}
 		if err := w.stream.Send(&computev1.WatchSandboxesEvent{Payload: gone}); err != nil {
 			return err
@@ -67,6 +70,13 @@ func (w *watcher) sandbox(sb engine.Sandbox) error {
 	if now := driverSandbox(sb); !proto.Equal(w.sent[sb.ID], now) {
 		w.sent[sb.ID] = now
 		event := &computev1.WatchSandboxesEvent_Sandbox{Sandbox: &computev1.WatchSandboxesSandboxEvent{Sandbox: now}}
+		if err := w.stream.Send(&computev1.WatchSandboxesEvent{Payload: event}); err != nil {
+			return err
+		}
+	}
+	for _, n := range w.door.engine.Notices(sb.ID, max(w.begun, w.heard[sb.ID])) {
+		w.heard[sb.ID] = n.Number
+		event := &computev1.WatchSandboxesEvent_PlatformEvent{PlatformEvent: platformEvent(sb.ID, n)}
 		if err := w.stream.Send(&computev1.WatchSandboxesEvent{Payload: event}); err != nil {
 			return err
 		}
@@ -93,4 +103,14 @@ func progress(id string, p engine.Progress) *computev1.WatchSandboxesPlatformEve
 		Metadata: map[string]string{"openshell.progress.active_step": step, "openshell.progress.active_detail": detail,
 			"sandgate.operation": string(p.Operation), "sandgate.since": p.Since.UTC().Format(time.RFC3339Nano)},
 	}}
+}
+
+// platformEvent passes on what the driver's platform said.
+func platformEvent(id string, n engine.Notice) *computev1.WatchSandboxesPlatformEvent {
+	kind := "Normal"
+	if n.Warning {
+		kind = "Warning"
+	}
+	return &computev1.WatchSandboxesPlatformEvent{SandboxId: id, Event: &computev1.DriverPlatformEvent{TimestampMs: n.At.UnixMilli(),
+		EventTime: timestamppb.New(n.At.UTC()), Source: n.Source, Type: kind, Reason: n.Reason, Message: n.Message, Metadata: n.Metadata}}
 }

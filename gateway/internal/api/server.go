@@ -159,7 +159,11 @@ func (s *Server) GetSandbox(_ context.Context, r *gatewayv1.SandboxRef) (*gatewa
 	if err != nil {
 		return nil, err
 	}
-	return s.sandbox(sb), nil
+	m := s.sandbox(sb)
+	for _, n := range s.engine.Notices(sb.ID, 0) {
+		m.Notices = append(m.Notices, &gatewayv1.Notice{At: stamp(n.At), Warning: n.Warning, Source: n.Source, Reason: n.Reason, Message: n.Message})
+	}
+	return m, nil
 }
 
 func (s *Server) ListSandboxes(_ context.Context, r *gatewayv1.ListSandboxesRequest) (*gatewayv1.ListSandboxesResponse, error) {

@@ -345,6 +345,13 @@ func sandboxDetail(t *table, sb *gatewayv1.Sandbox) {
 			t.row(kv[0]+":", kv[1])
 		}
 	}
+	for i, n := range sb.Notices {
+		head := "Notices:"
+		if i > 0 {
+			head = " "
+		}
+		t.row(head, fmt.Sprintf("%s %s: %s (%s)", when(n.At), n.Reason, n.Message, n.Source))
+	}
 }
 
 func sandboxWatchCommand(env Env, c *client) *cobra.Command {

@@ -32,7 +32,8 @@ type stranger struct {
 	runs    map[string]int
 	changed chan struct{}
 	starts  []*computev1.StartSandboxRequest
-	dumb    bool // it gives no runtime identity at a start
+	news    []*computev1.WatchSandboxesEvent // what its platform has said
+	dumb    bool                             // it gives no runtime identity at a start
 }
 
 func (d *stranger) GetCapabilities(context.Context, *computev1.GetCapabilitiesRequest) (*computev1.GetCapabilitiesResponse, error) {
@@ -111,13 +112,20 @@ func (d *stranger) DeleteSandbox(_ context.Context, r *computev1.DeleteSandboxRe
 
 // WatchSandboxes says all there is whenever anything was asked of it.
 func (d *stranger) WatchSandboxes(_ *computev1.WatchSandboxesRequest, stream computev1.ComputeDriver_WatchSandboxesServer) error {
+	d.mu.Lock()
+	told := len(d.news)
+	d.mu.Unlock()
 	for {
 		d.mu.Lock()
-		changed, all := d.changed, slices.Collect(maps.Values(d.boxes))
+		changed, all, events := d.changed, slices.Collect(maps.Values(d.boxes)), slices.Clone(d.news[told:])
+		told = len(d.news)
 		d.mu.Unlock()
 		for _, m := range all {
 			event := &computev1.WatchSandboxesEvent_Sandbox{Sandbox: &computev1.WatchSandboxesSandboxEvent{Sandbox: m}}
-			if err := stream.Send(&computev1.WatchSandboxesEvent{Payload: event}); err != nil {
+			events = append(events, &computev1.WatchSandboxesEvent{Payload: event})
+		}
+		for _, event := range events {
+			if err := stream.Send(event); err != nil {
 				return err
 			}
 		}
@@ -155,9 +163,9 @@ func serveStranger(t *testing.T, socket string) *stranger {
 	return d
 }
 
-// A base that authenticates its sandboxes is a base that does through a composed driver too: what the second generation
-// says at a start reaches it, what it answers reaches the caller, and the secrets stay between the two.
-func TestABaseAuthenticatesItsSandboxes(t *testing.T) {
+// newStrangerSite serves a stranger twice, as acme and as other.
+func newStrangerSite(t *testing.T) (*site, *stranger) {
+	t.Helper()
 	s := newSite(t)
 	base := serveStranger(t, s.dir+"/base.sock")
 	s.write("", "")
@@ -169,16 +177,26 @@ func TestABaseAuthenticatesItsSandboxes(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.start()
-	defer s.end()
-	open := func(name string) *openshelltest.Gateway {
-		g, err := openshelltest.Open(t.Context(), openshelltest.Options{Socket: s.dir + "/" + name + ".d/driver.sock", Generation: openshelltest.Second})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = g.Close() })
-		return g
+	t.Cleanup(s.end)
+	return s, base
+}
+
+// openshell is an OpenShell gateway of the second generation in front of one of the site's doors.
+func (s *site) openshell(name string) *openshelltest.Gateway {
+	s.t.Helper()
+	g, err := openshelltest.Open(s.t.Context(), openshelltest.Options{Socket: s.dir + "/" + name + ".d/driver.sock", Generation: openshelltest.Second})
+	if err != nil {
+		s.t.Fatal(err)
 	}
-	acme, other := open("acme"), open("other")
+	s.t.Cleanup(func() { _ = g.Close() })
+	return g
+}
+
+// A base that authenticates its sandboxes is a base that does through a composed driver too: what the second generation
+// says at a start reaches it, what it answers reaches the caller, and the secrets stay between the two.
+func TestABaseAuthenticatesItsSandboxes(t *testing.T) {
+	s, base := newStrangerSite(t)
+	acme, other := s.openshell("acme"), s.openshell("other")
 	if !acme.Capabilities().GetSupportsSandboxAuthentication() {
 		t.Fatal("it does not say that it authenticates")
 	}

@@ -88,6 +88,7 @@ type Engine struct {
 	changed    chan struct{}                     // closed and replaced whenever something is published
 	waiting    map[string]map[chan struct{}]bool // id -> who waits for something of it
 	watched    map[string]context.CancelFunc
+	noticed    uint64                          // the number of the last notice
 	passes     map[string]map[string]time.Time // bind -> differences that the last reconcile found, and since when
 }
 

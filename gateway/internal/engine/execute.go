@@ -267,6 +267,9 @@ func (x *execution) updateWorkspace(change func(*Workspace)) {
 
 func (e *Engine) putSandbox(tx *change, s *subject, sb *Sandbox) {
 	tx.put(sb.record(), func() {
+		if s.sandbox != nil && s.sandbox.Operation != sb.Operation {
+			s.notices = nil // they are of the sandbox that had the id before
+		}
 		s.sandbox = sb
 		if s.reserved != nil && s.reserved.Operation == sb.Operation {
 			s.reserved = nil

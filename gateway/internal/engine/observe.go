@@ -45,6 +45,8 @@ func (e *Engine) watchDriver(ctx context.Context, d *Driver) {
 			case ev.Synced:
 				n = 0
 				e.compare(ctx, d, seen)
+			case ev.Notice != nil:
+				e.heard(d, ev.Notice)
 			default:
 				e.probe(ctx, d, ev.Deleted.ID, 0)
 			}

@@ -22,6 +22,7 @@ type subject struct {
 	holdings  map[string]*holding
 	closing   bool     // of a workspace: a delete has begun
 	reserved  *Sandbox // that may yet be refused, and has the id
+	notices   []Notice // the newest that the driver gave of it, oldest first
 
 	mu        sync.Mutex
 	queue     []*task

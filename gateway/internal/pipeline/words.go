@@ -47,6 +47,9 @@ func Shorten(err error) error {
 	return (&fault.Error{Code: fault.CodeOf(err), Message: cut(plain(text), &left), Err: err}).With(abridge(diagnostics)...)
 }
 
+// Words does the same to a text, of which it keeps limit bytes.
+func Words(s string, limit int) string { return cut(plain(s), &limit) }
+
 // plain returns the text without the control characters that no line of text has: a terminal obeys them.
 func plain(s string) string {
 	return strings.Map(func(r rune) rune {

@@ -91,6 +91,13 @@ func (w *World) AnnounceDeleted(id string) bool {
 	return b != nil
 }
 
+// Tell gives everyone who watches a notice.
+func (w *World) Tell(n driver.Notice) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.emit(func() driver.Event { told := n; return driver.Event{Notice: &told} })
+}
+
 // BreakWatches ends every Watch with Unavailable: the driver has lost its source.
 func (w *World) BreakWatches() {
 	w.mu.Lock()

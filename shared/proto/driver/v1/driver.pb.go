@@ -1485,6 +1485,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Status
 	//	*WatchResponse_Deleted
 	//	*WatchResponse_Synced
+	//	*WatchResponse_Notice
 	Event         isWatchResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1554,6 +1555,15 @@ func (x *WatchResponse) GetSynced() bool {
 	return false
 }
 
+func (x *WatchResponse) GetNotice() *Notice {
+	if x != nil {
+		if x, ok := x.Event.(*WatchResponse_Notice); ok {
+			return x.Notice
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Event interface {
 	isWatchResponse_Event()
 }
@@ -1572,11 +1582,113 @@ type WatchResponse_Synced struct {
 	Synced bool `protobuf:"varint,3,opt,name=synced,proto3,oneof"`
 }
 
+type WatchResponse_Notice struct {
+	// What the platform tells people; it changes nothing.
+	Notice *Notice `protobuf:"bytes,4,opt,name=notice,proto3,oneof"`
+}
+
 func (*WatchResponse_Status) isWatchResponse_Event() {}
 
 func (*WatchResponse_Deleted) isWatchResponse_Event() {}
 
 func (*WatchResponse_Synced) isWatchResponse_Event() {}
+
+func (*WatchResponse_Notice) isWatchResponse_Event() {}
+
+// Notice is told once, and may be lost.
+type Notice struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Identity *v1.Identity           `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	At       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	Warning  bool                   `protobuf:"varint,3,opt,name=warning,proto3" json:"warning,omitempty"`
+	// Who says it.
+	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	// CamelCase, for programs.
+	Reason        string            `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string            `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	Metadata      map[string]string `protobuf:"bytes,7,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_driver_v1_driver_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_driver_v1_driver_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Notice) GetIdentity() *v1.Identity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *Notice) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Notice) GetWarning() bool {
+	if x != nil {
+		return x.Warning
+	}
+	return false
+}
+
+func (x *Notice) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Notice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Notice) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Notice) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
 
 // Status is what the driver has under an id.
 type Status struct {
@@ -1599,7 +1711,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_driver_v1_driver_proto_msgTypes[26]
+	mi := &file_driver_v1_driver_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1723,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_v1_driver_proto_msgTypes[26]
+	mi := &file_driver_v1_driver_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1736,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_driver_v1_driver_proto_rawDescGZIP(), []int{26}
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Status) GetIdentity() *v1.Identity {
@@ -1707,7 +1819,7 @@ type RealObject struct {
 
 func (x *RealObject) Reset() {
 	*x = RealObject{}
-	mi := &file_driver_v1_driver_proto_msgTypes[27]
+	mi := &file_driver_v1_driver_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +1831,7 @@ func (x *RealObject) String() string {
 func (*RealObject) ProtoMessage() {}
 
 func (x *RealObject) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_v1_driver_proto_msgTypes[27]
+	mi := &file_driver_v1_driver_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +1844,7 @@ func (x *RealObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RealObject.ProtoReflect.Descriptor instead.
 func (*RealObject) Descriptor() ([]byte, []int) {
-	return file_driver_v1_driver_proto_rawDescGZIP(), []int{27}
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RealObject) GetKind() string {
@@ -1759,7 +1871,7 @@ type EnsureWorkspaceRequest struct {
 
 func (x *EnsureWorkspaceRequest) Reset() {
 	*x = EnsureWorkspaceRequest{}
-	mi := &file_driver_v1_driver_proto_msgTypes[28]
+	mi := &file_driver_v1_driver_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1883,7 @@ func (x *EnsureWorkspaceRequest) String() string {
 func (*EnsureWorkspaceRequest) ProtoMessage() {}
 
 func (x *EnsureWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_v1_driver_proto_msgTypes[28]
+	mi := &file_driver_v1_driver_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1896,7 @@ func (x *EnsureWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*EnsureWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_driver_v1_driver_proto_rawDescGZIP(), []int{28}
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *EnsureWorkspaceRequest) GetWorkspace() *v1.Workspace {
@@ -1809,7 +1921,7 @@ type EnsureWorkspaceResponse struct {
 
 func (x *EnsureWorkspaceResponse) Reset() {
 	*x = EnsureWorkspaceResponse{}
-	mi := &file_driver_v1_driver_proto_msgTypes[29]
+	mi := &file_driver_v1_driver_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1933,7 @@ func (x *EnsureWorkspaceResponse) String() string {
 func (*EnsureWorkspaceResponse) ProtoMessage() {}
 
 func (x *EnsureWorkspaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_v1_driver_proto_msgTypes[29]
+	mi := &file_driver_v1_driver_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1946,7 @@ func (x *EnsureWorkspaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureWorkspaceResponse.ProtoReflect.Descriptor instead.
 func (*EnsureWorkspaceResponse) Descriptor() ([]byte, []int) {
-	return file_driver_v1_driver_proto_rawDescGZIP(), []int{29}
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{30}
 }
 
 type DeleteWorkspaceRequest struct {
@@ -1846,7 +1958,7 @@ type DeleteWorkspaceRequest struct {
 
 func (x *DeleteWorkspaceRequest) Reset() {
 	*x = DeleteWorkspaceRequest{}
-	mi := &file_driver_v1_driver_proto_msgTypes[30]
+	mi := &file_driver_v1_driver_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +1970,7 @@ func (x *DeleteWorkspaceRequest) String() string {
 func (*DeleteWorkspaceRequest) ProtoMessage() {}
 
 func (x *DeleteWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_v1_driver_proto_msgTypes[30]
+	mi := &file_driver_v1_driver_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +1983,7 @@ func (x *DeleteWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_driver_v1_driver_proto_rawDescGZIP(), []int{30}
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DeleteWorkspaceRequest) GetWorkspace() *v1.Workspace {
@@ -1889,7 +2001,7 @@ type DeleteWorkspaceResponse struct {
 
 func (x *DeleteWorkspaceResponse) Reset() {
 	*x = DeleteWorkspaceResponse{}
-	mi := &file_driver_v1_driver_proto_msgTypes[31]
+	mi := &file_driver_v1_driver_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2013,7 @@ func (x *DeleteWorkspaceResponse) String() string {
 func (*DeleteWorkspaceResponse) ProtoMessage() {}
 
 func (x *DeleteWorkspaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_v1_driver_proto_msgTypes[31]
+	mi := &file_driver_v1_driver_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2026,7 @@ func (x *DeleteWorkspaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkspaceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWorkspaceResponse) Descriptor() ([]byte, []int) {
-	return file_driver_v1_driver_proto_rawDescGZIP(), []int{31}
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{32}
 }
 
 type LogsRequest struct {
@@ -1927,7 +2039,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_driver_v1_driver_proto_msgTypes[32]
+	mi := &file_driver_v1_driver_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2051,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_v1_driver_proto_msgTypes[32]
+	mi := &file_driver_v1_driver_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2064,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_driver_v1_driver_proto_rawDescGZIP(), []int{32}
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LogsRequest) GetIdentity() *v1.Identity {
@@ -1978,7 +2090,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_driver_v1_driver_proto_msgTypes[33]
+	mi := &file_driver_v1_driver_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1990,7 +2102,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_driver_v1_driver_proto_msgTypes[33]
+	mi := &file_driver_v1_driver_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2003,7 +2115,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_driver_v1_driver_proto_rawDescGZIP(), []int{33}
+	return file_driver_v1_driver_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LogsResponse) GetData() []byte {
@@ -2117,12 +2229,24 @@ const file_driver_v1_driver_proto_rawDesc = "" +
 	"\vListRequest\"B\n" +
 	"\fListResponse\x122\n" +
 	"\x06status\x18\x01 \x01(\v2\x1a.sandgate.driver.v1.StatusR\x06status\"\x0e\n" +
-	"\fWatchRequest\"\xa5\x01\n" +
+	"\fWatchRequest\"\xdb\x01\n" +
 	"\rWatchResponse\x124\n" +
 	"\x06status\x18\x01 \x01(\v2\x1a.sandgate.driver.v1.StatusH\x00R\x06status\x12;\n" +
 	"\adeleted\x18\x02 \x01(\v2\x1f.sandgate.extension.v1.IdentityH\x00R\adeleted\x12\x18\n" +
-	"\x06synced\x18\x03 \x01(\bH\x00R\x06syncedB\a\n" +
-	"\x05event\"\xf7\x02\n" +
+	"\x06synced\x18\x03 \x01(\bH\x00R\x06synced\x124\n" +
+	"\x06notice\x18\x04 \x01(\v2\x1a.sandgate.driver.v1.NoticeH\x00R\x06noticeB\a\n" +
+	"\x05event\"\xd8\x02\n" +
+	"\x06Notice\x12;\n" +
+	"\bidentity\x18\x01 \x01(\v2\x1f.sandgate.extension.v1.IdentityR\bidentity\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\awarning\x18\x03 \x01(\bR\awarning\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x12D\n" +
+	"\bmetadata\x18\a \x03(\v2(.sandgate.driver.v1.Notice.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf7\x02\n" +
 	"\x06Status\x12;\n" +
 	"\bidentity\x18\x01 \x01(\v2\x1f.sandgate.extension.v1.IdentityR\bidentity\x12\x1c\n" +
 	"\toperation\x18\x02 \x01(\tR\toperation\x12\x10\n" +
@@ -2181,7 +2305,7 @@ func file_driver_v1_driver_proto_rawDescGZIP() []byte {
 	return file_driver_v1_driver_proto_rawDescData
 }
 
-var file_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_driver_v1_driver_proto_goTypes = []any{
 	(*DescribeRequest)(nil),         // 0: sandgate.driver.v1.DescribeRequest
 	(*DescribeResponse)(nil),        // 1: sandgate.driver.v1.DescribeResponse
@@ -2209,96 +2333,102 @@ var file_driver_v1_driver_proto_goTypes = []any{
 	(*ListResponse)(nil),            // 23: sandgate.driver.v1.ListResponse
 	(*WatchRequest)(nil),            // 24: sandgate.driver.v1.WatchRequest
 	(*WatchResponse)(nil),           // 25: sandgate.driver.v1.WatchResponse
-	(*Status)(nil),                  // 26: sandgate.driver.v1.Status
-	(*RealObject)(nil),              // 27: sandgate.driver.v1.RealObject
-	(*EnsureWorkspaceRequest)(nil),  // 28: sandgate.driver.v1.EnsureWorkspaceRequest
-	(*EnsureWorkspaceResponse)(nil), // 29: sandgate.driver.v1.EnsureWorkspaceResponse
-	(*DeleteWorkspaceRequest)(nil),  // 30: sandgate.driver.v1.DeleteWorkspaceRequest
-	(*DeleteWorkspaceResponse)(nil), // 31: sandgate.driver.v1.DeleteWorkspaceResponse
-	(*LogsRequest)(nil),             // 32: sandgate.driver.v1.LogsRequest
-	(*LogsResponse)(nil),            // 33: sandgate.driver.v1.LogsResponse
-	nil,                             // 34: sandgate.driver.v1.DescribeResponse.MissingEntry
-	nil,                             // 35: sandgate.driver.v1.Spec.EnvironmentEntry
-	nil,                             // 36: sandgate.driver.v1.Spec.LabelsEntry
-	(*v1.Feature)(nil),              // 37: sandgate.extension.v1.Feature
-	(*v1.Point)(nil),                // 38: sandgate.extension.v1.Point
-	(*v1.Object)(nil),               // 39: sandgate.extension.v1.Object
-	(*v1.Resources)(nil),            // 40: sandgate.extension.v1.Resources
-	(*v1.Identity)(nil),             // 41: sandgate.extension.v1.Identity
-	(*v1.Workspace)(nil),            // 42: sandgate.extension.v1.Workspace
-	(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
+	(*Notice)(nil),                  // 26: sandgate.driver.v1.Notice
+	(*Status)(nil),                  // 27: sandgate.driver.v1.Status
+	(*RealObject)(nil),              // 28: sandgate.driver.v1.RealObject
+	(*EnsureWorkspaceRequest)(nil),  // 29: sandgate.driver.v1.EnsureWorkspaceRequest
+	(*EnsureWorkspaceResponse)(nil), // 30: sandgate.driver.v1.EnsureWorkspaceResponse
+	(*DeleteWorkspaceRequest)(nil),  // 31: sandgate.driver.v1.DeleteWorkspaceRequest
+	(*DeleteWorkspaceResponse)(nil), // 32: sandgate.driver.v1.DeleteWorkspaceResponse
+	(*LogsRequest)(nil),             // 33: sandgate.driver.v1.LogsRequest
+	(*LogsResponse)(nil),            // 34: sandgate.driver.v1.LogsResponse
+	nil,                             // 35: sandgate.driver.v1.DescribeResponse.MissingEntry
+	nil,                             // 36: sandgate.driver.v1.Spec.EnvironmentEntry
+	nil,                             // 37: sandgate.driver.v1.Spec.LabelsEntry
+	nil,                             // 38: sandgate.driver.v1.Notice.MetadataEntry
+	(*v1.Feature)(nil),              // 39: sandgate.extension.v1.Feature
+	(*v1.Point)(nil),                // 40: sandgate.extension.v1.Point
+	(*v1.Object)(nil),               // 41: sandgate.extension.v1.Object
+	(*v1.Resources)(nil),            // 42: sandgate.extension.v1.Resources
+	(*v1.Identity)(nil),             // 43: sandgate.extension.v1.Identity
+	(*v1.Workspace)(nil),            // 44: sandgate.extension.v1.Workspace
+	(*timestamppb.Timestamp)(nil),   // 45: google.protobuf.Timestamp
 }
 var file_driver_v1_driver_proto_depIdxs = []int32{
-	37, // 0: sandgate.driver.v1.DescribeResponse.features:type_name -> sandgate.extension.v1.Feature
+	39, // 0: sandgate.driver.v1.DescribeResponse.features:type_name -> sandgate.extension.v1.Feature
 	3,  // 1: sandgate.driver.v1.DescribeResponse.kinds:type_name -> sandgate.driver.v1.Kind
-	38, // 2: sandgate.driver.v1.DescribeResponse.points:type_name -> sandgate.extension.v1.Point
-	34, // 3: sandgate.driver.v1.DescribeResponse.missing:type_name -> sandgate.driver.v1.DescribeResponse.MissingEntry
+	40, // 2: sandgate.driver.v1.DescribeResponse.points:type_name -> sandgate.extension.v1.Point
+	35, // 3: sandgate.driver.v1.DescribeResponse.missing:type_name -> sandgate.driver.v1.DescribeResponse.MissingEntry
 	2,  // 4: sandgate.driver.v1.DescribeResponse.listeners:type_name -> sandgate.driver.v1.Listener
-	39, // 5: sandgate.driver.v1.Layer.objects:type_name -> sandgate.extension.v1.Object
-	35, // 6: sandgate.driver.v1.Spec.environment:type_name -> sandgate.driver.v1.Spec.EnvironmentEntry
-	36, // 7: sandgate.driver.v1.Spec.labels:type_name -> sandgate.driver.v1.Spec.LabelsEntry
-	40, // 8: sandgate.driver.v1.Spec.resources:type_name -> sandgate.extension.v1.Resources
-	41, // 9: sandgate.driver.v1.LayersRequest.identity:type_name -> sandgate.extension.v1.Identity
+	41, // 5: sandgate.driver.v1.Layer.objects:type_name -> sandgate.extension.v1.Object
+	36, // 6: sandgate.driver.v1.Spec.environment:type_name -> sandgate.driver.v1.Spec.EnvironmentEntry
+	37, // 7: sandgate.driver.v1.Spec.labels:type_name -> sandgate.driver.v1.Spec.LabelsEntry
+	42, // 8: sandgate.driver.v1.Spec.resources:type_name -> sandgate.extension.v1.Resources
+	43, // 9: sandgate.driver.v1.LayersRequest.identity:type_name -> sandgate.extension.v1.Identity
 	5,  // 10: sandgate.driver.v1.LayersRequest.spec:type_name -> sandgate.driver.v1.Spec
 	4,  // 11: sandgate.driver.v1.LayersResponse.layers:type_name -> sandgate.driver.v1.Layer
-	42, // 12: sandgate.driver.v1.WorkspaceLayersRequest.workspace:type_name -> sandgate.extension.v1.Workspace
+	44, // 12: sandgate.driver.v1.WorkspaceLayersRequest.workspace:type_name -> sandgate.extension.v1.Workspace
 	4,  // 13: sandgate.driver.v1.WorkspaceLayersResponse.layers:type_name -> sandgate.driver.v1.Layer
-	41, // 14: sandgate.driver.v1.ResolveRequest.identity:type_name -> sandgate.extension.v1.Identity
+	43, // 14: sandgate.driver.v1.ResolveRequest.identity:type_name -> sandgate.extension.v1.Identity
 	4,  // 15: sandgate.driver.v1.ResolveRequest.plan:type_name -> sandgate.driver.v1.Layer
 	4,  // 16: sandgate.driver.v1.ResolveRequest.workspace:type_name -> sandgate.driver.v1.Layer
-	41, // 17: sandgate.driver.v1.CreateRequest.identity:type_name -> sandgate.extension.v1.Identity
+	43, // 17: sandgate.driver.v1.CreateRequest.identity:type_name -> sandgate.extension.v1.Identity
 	4,  // 18: sandgate.driver.v1.CreateRequest.plan:type_name -> sandgate.driver.v1.Layer
 	4,  // 19: sandgate.driver.v1.CreateRequest.workspace:type_name -> sandgate.driver.v1.Layer
-	41, // 20: sandgate.driver.v1.StartRequest.identity:type_name -> sandgate.extension.v1.Identity
+	43, // 20: sandgate.driver.v1.StartRequest.identity:type_name -> sandgate.extension.v1.Identity
 	4,  // 21: sandgate.driver.v1.StartRequest.plan:type_name -> sandgate.driver.v1.Layer
 	4,  // 22: sandgate.driver.v1.StartRequest.workspace:type_name -> sandgate.driver.v1.Layer
-	41, // 23: sandgate.driver.v1.StopRequest.identity:type_name -> sandgate.extension.v1.Identity
-	41, // 24: sandgate.driver.v1.DeleteRequest.identity:type_name -> sandgate.extension.v1.Identity
-	41, // 25: sandgate.driver.v1.GetRequest.identity:type_name -> sandgate.extension.v1.Identity
-	26, // 26: sandgate.driver.v1.GetResponse.status:type_name -> sandgate.driver.v1.Status
-	26, // 27: sandgate.driver.v1.ListResponse.status:type_name -> sandgate.driver.v1.Status
-	26, // 28: sandgate.driver.v1.WatchResponse.status:type_name -> sandgate.driver.v1.Status
-	41, // 29: sandgate.driver.v1.WatchResponse.deleted:type_name -> sandgate.extension.v1.Identity
-	41, // 30: sandgate.driver.v1.Status.identity:type_name -> sandgate.extension.v1.Identity
-	27, // 31: sandgate.driver.v1.Status.objects:type_name -> sandgate.driver.v1.RealObject
-	43, // 32: sandgate.driver.v1.Status.since:type_name -> google.protobuf.Timestamp
-	42, // 33: sandgate.driver.v1.EnsureWorkspaceRequest.workspace:type_name -> sandgate.extension.v1.Workspace
-	4,  // 34: sandgate.driver.v1.EnsureWorkspaceRequest.plan:type_name -> sandgate.driver.v1.Layer
-	42, // 35: sandgate.driver.v1.DeleteWorkspaceRequest.workspace:type_name -> sandgate.extension.v1.Workspace
-	41, // 36: sandgate.driver.v1.LogsRequest.identity:type_name -> sandgate.extension.v1.Identity
-	0,  // 37: sandgate.driver.v1.Driver.Describe:input_type -> sandgate.driver.v1.DescribeRequest
-	6,  // 38: sandgate.driver.v1.Driver.Layers:input_type -> sandgate.driver.v1.LayersRequest
-	8,  // 39: sandgate.driver.v1.Driver.WorkspaceLayers:input_type -> sandgate.driver.v1.WorkspaceLayersRequest
-	10, // 40: sandgate.driver.v1.Driver.Resolve:input_type -> sandgate.driver.v1.ResolveRequest
-	12, // 41: sandgate.driver.v1.Driver.Create:input_type -> sandgate.driver.v1.CreateRequest
-	14, // 42: sandgate.driver.v1.Driver.Start:input_type -> sandgate.driver.v1.StartRequest
-	16, // 43: sandgate.driver.v1.Driver.Stop:input_type -> sandgate.driver.v1.StopRequest
-	18, // 44: sandgate.driver.v1.Driver.Delete:input_type -> sandgate.driver.v1.DeleteRequest
-	20, // 45: sandgate.driver.v1.Driver.Get:input_type -> sandgate.driver.v1.GetRequest
-	22, // 46: sandgate.driver.v1.Driver.List:input_type -> sandgate.driver.v1.ListRequest
-	24, // 47: sandgate.driver.v1.Driver.Watch:input_type -> sandgate.driver.v1.WatchRequest
-	28, // 48: sandgate.driver.v1.Driver.EnsureWorkspace:input_type -> sandgate.driver.v1.EnsureWorkspaceRequest
-	30, // 49: sandgate.driver.v1.Driver.DeleteWorkspace:input_type -> sandgate.driver.v1.DeleteWorkspaceRequest
-	32, // 50: sandgate.driver.v1.Driver.Logs:input_type -> sandgate.driver.v1.LogsRequest
-	1,  // 51: sandgate.driver.v1.Driver.Describe:output_type -> sandgate.driver.v1.DescribeResponse
-	7,  // 52: sandgate.driver.v1.Driver.Layers:output_type -> sandgate.driver.v1.LayersResponse
-	9,  // 53: sandgate.driver.v1.Driver.WorkspaceLayers:output_type -> sandgate.driver.v1.WorkspaceLayersResponse
-	11, // 54: sandgate.driver.v1.Driver.Resolve:output_type -> sandgate.driver.v1.ResolveResponse
-	13, // 55: sandgate.driver.v1.Driver.Create:output_type -> sandgate.driver.v1.CreateResponse
-	15, // 56: sandgate.driver.v1.Driver.Start:output_type -> sandgate.driver.v1.StartResponse
-	17, // 57: sandgate.driver.v1.Driver.Stop:output_type -> sandgate.driver.v1.StopResponse
-	19, // 58: sandgate.driver.v1.Driver.Delete:output_type -> sandgate.driver.v1.DeleteResponse
-	21, // 59: sandgate.driver.v1.Driver.Get:output_type -> sandgate.driver.v1.GetResponse
-	23, // 60: sandgate.driver.v1.Driver.List:output_type -> sandgate.driver.v1.ListResponse
-	25, // 61: sandgate.driver.v1.Driver.Watch:output_type -> sandgate.driver.v1.WatchResponse
-	29, // 62: sandgate.driver.v1.Driver.EnsureWorkspace:output_type -> sandgate.driver.v1.EnsureWorkspaceResponse
-	31, // 63: sandgate.driver.v1.Driver.DeleteWorkspace:output_type -> sandgate.driver.v1.DeleteWorkspaceResponse
-	33, // 64: sandgate.driver.v1.Driver.Logs:output_type -> sandgate.driver.v1.LogsResponse
-	51, // [51:65] is the sub-list for method output_type
-	37, // [37:51] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	43, // 23: sandgate.driver.v1.StopRequest.identity:type_name -> sandgate.extension.v1.Identity
+	43, // 24: sandgate.driver.v1.DeleteRequest.identity:type_name -> sandgate.extension.v1.Identity
+	43, // 25: sandgate.driver.v1.GetRequest.identity:type_name -> sandgate.extension.v1.Identity
+	27, // 26: sandgate.driver.v1.GetResponse.status:type_name -> sandgate.driver.v1.Status
+	27, // 27: sandgate.driver.v1.ListResponse.status:type_name -> sandgate.driver.v1.Status
+	27, // 28: sandgate.driver.v1.WatchResponse.status:type_name -> sandgate.driver.v1.Status
+	43, // 29: sandgate.driver.v1.WatchResponse.deleted:type_name -> sandgate.extension.v1.Identity
+	26, // 30: sandgate.driver.v1.WatchResponse.notice:type_name -> sandgate.driver.v1.Notice
+	43, // 31: sandgate.driver.v1.Notice.identity:type_name -> sandgate.extension.v1.Identity
+	45, // 32: sandgate.driver.v1.Notice.at:type_name -> google.protobuf.Timestamp
+	38, // 33: sandgate.driver.v1.Notice.metadata:type_name -> sandgate.driver.v1.Notice.MetadataEntry
+	43, // 34: sandgate.driver.v1.Status.identity:type_name -> sandgate.extension.v1.Identity
+	28, // 35: sandgate.driver.v1.Status.objects:type_name -> sandgate.driver.v1.RealObject
+	45, // 36: sandgate.driver.v1.Status.since:type_name -> google.protobuf.Timestamp
+	44, // 37: sandgate.driver.v1.EnsureWorkspaceRequest.workspace:type_name -> sandgate.extension.v1.Workspace
+	4,  // 38: sandgate.driver.v1.EnsureWorkspaceRequest.plan:type_name -> sandgate.driver.v1.Layer
+	44, // 39: sandgate.driver.v1.DeleteWorkspaceRequest.workspace:type_name -> sandgate.extension.v1.Workspace
+	43, // 40: sandgate.driver.v1.LogsRequest.identity:type_name -> sandgate.extension.v1.Identity
+	0,  // 41: sandgate.driver.v1.Driver.Describe:input_type -> sandgate.driver.v1.DescribeRequest
+	6,  // 42: sandgate.driver.v1.Driver.Layers:input_type -> sandgate.driver.v1.LayersRequest
+	8,  // 43: sandgate.driver.v1.Driver.WorkspaceLayers:input_type -> sandgate.driver.v1.WorkspaceLayersRequest
+	10, // 44: sandgate.driver.v1.Driver.Resolve:input_type -> sandgate.driver.v1.ResolveRequest
+	12, // 45: sandgate.driver.v1.Driver.Create:input_type -> sandgate.driver.v1.CreateRequest
+	14, // 46: sandgate.driver.v1.Driver.Start:input_type -> sandgate.driver.v1.StartRequest
+	16, // 47: sandgate.driver.v1.Driver.Stop:input_type -> sandgate.driver.v1.StopRequest
+	18, // 48: sandgate.driver.v1.Driver.Delete:input_type -> sandgate.driver.v1.DeleteRequest
+	20, // 49: sandgate.driver.v1.Driver.Get:input_type -> sandgate.driver.v1.GetRequest
+	22, // 50: sandgate.driver.v1.Driver.List:input_type -> sandgate.driver.v1.ListRequest
+	24, // 51: sandgate.driver.v1.Driver.Watch:input_type -> sandgate.driver.v1.WatchRequest
+	29, // 52: sandgate.driver.v1.Driver.EnsureWorkspace:input_type -> sandgate.driver.v1.EnsureWorkspaceRequest
+	31, // 53: sandgate.driver.v1.Driver.DeleteWorkspace:input_type -> sandgate.driver.v1.DeleteWorkspaceRequest
+	33, // 54: sandgate.driver.v1.Driver.Logs:input_type -> sandgate.driver.v1.LogsRequest
+	1,  // 55: sandgate.driver.v1.Driver.Describe:output_type -> sandgate.driver.v1.DescribeResponse
+	7,  // 56: sandgate.driver.v1.Driver.Layers:output_type -> sandgate.driver.v1.LayersResponse
+	9,  // 57: sandgate.driver.v1.Driver.WorkspaceLayers:output_type -> sandgate.driver.v1.WorkspaceLayersResponse
+	11, // 58: sandgate.driver.v1.Driver.Resolve:output_type -> sandgate.driver.v1.ResolveResponse
+	13, // 59: sandgate.driver.v1.Driver.Create:output_type -> sandgate.driver.v1.CreateResponse
+	15, // 60: sandgate.driver.v1.Driver.Start:output_type -> sandgate.driver.v1.StartResponse
+	17, // 61: sandgate.driver.v1.Driver.Stop:output_type -> sandgate.driver.v1.StopResponse
+	19, // 62: sandgate.driver.v1.Driver.Delete:output_type -> sandgate.driver.v1.DeleteResponse
+	21, // 63: sandgate.driver.v1.Driver.Get:output_type -> sandgate.driver.v1.GetResponse
+	23, // 64: sandgate.driver.v1.Driver.List:output_type -> sandgate.driver.v1.ListResponse
+	25, // 65: sandgate.driver.v1.Driver.Watch:output_type -> sandgate.driver.v1.WatchResponse
+	30, // 66: sandgate.driver.v1.Driver.EnsureWorkspace:output_type -> sandgate.driver.v1.EnsureWorkspaceResponse
+	32, // 67: sandgate.driver.v1.Driver.DeleteWorkspace:output_type -> sandgate.driver.v1.DeleteWorkspaceResponse
+	34, // 68: sandgate.driver.v1.Driver.Logs:output_type -> sandgate.driver.v1.LogsResponse
+	55, // [55:69] is the sub-list for method output_type
+	41, // [41:55] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_driver_v1_driver_proto_init() }
@@ -2310,15 +2440,16 @@ func file_driver_v1_driver_proto_init() {
 		(*WatchResponse_Status)(nil),
 		(*WatchResponse_Deleted)(nil),
 		(*WatchResponse_Synced)(nil),
+		(*WatchResponse_Notice)(nil),
 	}
-	file_driver_v1_driver_proto_msgTypes[26].OneofWrappers = []any{}
+	file_driver_v1_driver_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_driver_v1_driver_proto_rawDesc), len(file_driver_v1_driver_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

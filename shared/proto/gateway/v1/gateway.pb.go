@@ -955,7 +955,9 @@ type Sandbox struct {
 	Generation string                 `protobuf:"bytes,21,opt,name=generation,proto3" json:"generation,omitempty"`
 	Caller     string                 `protobuf:"bytes,22,opt,name=caller,proto3" json:"caller,omitempty"`
 	// The unfinished operation, if there is one.
-	Operation     string `protobuf:"bytes,23,opt,name=operation,proto3" json:"operation,omitempty"`
+	Operation string `protobuf:"bytes,23,opt,name=operation,proto3" json:"operation,omitempty"`
+	// What the driver's platform said of it of late, oldest first. Of GetSandbox alone.
+	Notices       []*Notice `protobuf:"bytes,24,rep,name=notices,proto3" json:"notices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1151,6 +1153,90 @@ func (x *Sandbox) GetOperation() string {
 	return ""
 }
 
+func (x *Sandbox) GetNotices() []*Notice {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
+// Notice is word of the platform for people, such as an event of a cluster.
+type Notice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Warning       bool                   `protobuf:"varint,2,opt,name=warning,proto3" json:"warning,omitempty"`
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_gateway_v1_gateway_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_gateway_v1_gateway_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Notice) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Notice) GetWarning() bool {
+	if x != nil {
+		return x.Warning
+	}
+	return false
+}
+
+func (x *Notice) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Notice) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Notice) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type ListSandboxesRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Driver    string                 `protobuf:"bytes,1,opt,name=driver,proto3" json:"driver,omitempty"`
@@ -1165,7 +1251,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[14]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1263,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[14]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1276,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{14}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListSandboxesRequest) GetDriver() string {
@@ -1230,7 +1316,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[15]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1328,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[15]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1341,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{15}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -1276,7 +1362,7 @@ type WatchSandboxesResponse struct {
 
 func (x *WatchSandboxesResponse) Reset() {
 	*x = WatchSandboxesResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[16]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1374,7 @@ func (x *WatchSandboxesResponse) String() string {
 func (*WatchSandboxesResponse) ProtoMessage() {}
 
 func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[16]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1387,7 @@ func (x *WatchSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*WatchSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{16}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchSandboxesResponse) GetSandbox() *Sandbox {
@@ -1329,7 +1415,7 @@ type OperationResponse struct {
 
 func (x *OperationResponse) Reset() {
 	*x = OperationResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[17]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1427,7 @@ func (x *OperationResponse) String() string {
 func (*OperationResponse) ProtoMessage() {}
 
 func (x *OperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[17]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1440,7 @@ func (x *OperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationResponse.ProtoReflect.Descriptor instead.
 func (*OperationResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{17}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OperationResponse) GetOperation() *Operation {
@@ -1401,7 +1487,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[18]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1499,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[18]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1512,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{18}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Operation) GetId() string {
@@ -1586,7 +1672,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[19]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1684,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[19]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1697,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{19}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Step) GetSeq() int32 {
@@ -1715,7 +1801,7 @@ type GetHistoryResponse struct {
 
 func (x *GetHistoryResponse) Reset() {
 	*x = GetHistoryResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[20]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1813,7 @@ func (x *GetHistoryResponse) String() string {
 func (*GetHistoryResponse) ProtoMessage() {}
 
 func (x *GetHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[20]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1826,7 @@ func (x *GetHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHistoryResponse.ProtoReflect.Descriptor instead.
 func (*GetHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{20}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetHistoryResponse) GetSandbox() *Sandbox {
@@ -1767,7 +1853,7 @@ type GetLogsRequest struct {
 
 func (x *GetLogsRequest) Reset() {
 	*x = GetLogsRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[21]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1865,7 @@ func (x *GetLogsRequest) String() string {
 func (*GetLogsRequest) ProtoMessage() {}
 
 func (x *GetLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[21]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1878,7 @@ func (x *GetLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogsRequest.ProtoReflect.Descriptor instead.
 func (*GetLogsRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{21}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetLogsRequest) GetRef() *SandboxRef {
@@ -1818,7 +1904,7 @@ type GetLogsResponse struct {
 
 func (x *GetLogsResponse) Reset() {
 	*x = GetLogsResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[22]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1916,7 @@ func (x *GetLogsResponse) String() string {
 func (*GetLogsResponse) ProtoMessage() {}
 
 func (x *GetLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[22]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1929,7 @@ func (x *GetLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogsResponse.ProtoReflect.Descriptor instead.
 func (*GetLogsResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{22}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetLogsResponse) GetData() []byte {
@@ -1864,7 +1950,7 @@ type WorkspaceRef struct {
 
 func (x *WorkspaceRef) Reset() {
 	*x = WorkspaceRef{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[23]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +1962,7 @@ func (x *WorkspaceRef) String() string {
 func (*WorkspaceRef) ProtoMessage() {}
 
 func (x *WorkspaceRef) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[23]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +1975,7 @@ func (x *WorkspaceRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceRef.ProtoReflect.Descriptor instead.
 func (*WorkspaceRef) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{23}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WorkspaceRef) GetDriver() string {
@@ -1923,7 +2009,7 @@ type Workspace struct {
 
 func (x *Workspace) Reset() {
 	*x = Workspace{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[24]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2021,7 @@ func (x *Workspace) String() string {
 func (*Workspace) ProtoMessage() {}
 
 func (x *Workspace) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[24]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2034,7 @@ func (x *Workspace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workspace.ProtoReflect.Descriptor instead.
 func (*Workspace) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{24}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Workspace) GetId() string {
@@ -2023,7 +2109,7 @@ type ListWorkspacesRequest struct {
 
 func (x *ListWorkspacesRequest) Reset() {
 	*x = ListWorkspacesRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[25]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2121,7 @@ func (x *ListWorkspacesRequest) String() string {
 func (*ListWorkspacesRequest) ProtoMessage() {}
 
 func (x *ListWorkspacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[25]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2134,7 @@ func (x *ListWorkspacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkspacesRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkspacesRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{25}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListWorkspacesRequest) GetDriver() string {
@@ -2067,7 +2153,7 @@ type ListWorkspacesResponse struct {
 
 func (x *ListWorkspacesResponse) Reset() {
 	*x = ListWorkspacesResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[26]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2165,7 @@ func (x *ListWorkspacesResponse) String() string {
 func (*ListWorkspacesResponse) ProtoMessage() {}
 
 func (x *ListWorkspacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[26]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2178,7 @@ func (x *ListWorkspacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkspacesResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkspacesResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{26}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListWorkspacesResponse) GetWorkspaces() []*Workspace {
@@ -2110,7 +2196,7 @@ type ListExtensionsRequest struct {
 
 func (x *ListExtensionsRequest) Reset() {
 	*x = ListExtensionsRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[27]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2208,7 @@ func (x *ListExtensionsRequest) String() string {
 func (*ListExtensionsRequest) ProtoMessage() {}
 
 func (x *ListExtensionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[27]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2221,7 @@ func (x *ListExtensionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExtensionsRequest.ProtoReflect.Descriptor instead.
 func (*ListExtensionsRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{27}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{28}
 }
 
 type ListExtensionsResponse struct {
@@ -2147,7 +2233,7 @@ type ListExtensionsResponse struct {
 
 func (x *ListExtensionsResponse) Reset() {
 	*x = ListExtensionsResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[28]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2245,7 @@ func (x *ListExtensionsResponse) String() string {
 func (*ListExtensionsResponse) ProtoMessage() {}
 
 func (x *ListExtensionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[28]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2258,7 @@ func (x *ListExtensionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExtensionsResponse.ProtoReflect.Descriptor instead.
 func (*ListExtensionsResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{28}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListExtensionsResponse) GetExtensions() []*Extension {
@@ -2191,7 +2277,7 @@ type GetExtensionRequest struct {
 
 func (x *GetExtensionRequest) Reset() {
 	*x = GetExtensionRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[29]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2289,7 @@ func (x *GetExtensionRequest) String() string {
 func (*GetExtensionRequest) ProtoMessage() {}
 
 func (x *GetExtensionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[29]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2302,7 @@ func (x *GetExtensionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExtensionRequest.ProtoReflect.Descriptor instead.
 func (*GetExtensionRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{29}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetExtensionRequest) GetName() string {
@@ -2260,7 +2346,7 @@ type Extension struct {
 
 func (x *Extension) Reset() {
 	*x = Extension{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[30]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2358,7 @@ func (x *Extension) String() string {
 func (*Extension) ProtoMessage() {}
 
 func (x *Extension) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[30]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2371,7 @@ func (x *Extension) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Extension.ProtoReflect.Descriptor instead.
 func (*Extension) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{30}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Extension) GetName() string {
@@ -2424,7 +2510,7 @@ type DisableExtensionRequest struct {
 
 func (x *DisableExtensionRequest) Reset() {
 	*x = DisableExtensionRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[31]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2522,7 @@ func (x *DisableExtensionRequest) String() string {
 func (*DisableExtensionRequest) ProtoMessage() {}
 
 func (x *DisableExtensionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[31]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2535,7 @@ func (x *DisableExtensionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableExtensionRequest.ProtoReflect.Descriptor instead.
 func (*DisableExtensionRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{31}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DisableExtensionRequest) GetName() string {
@@ -2474,7 +2560,7 @@ type DisableExtensionResponse struct {
 
 func (x *DisableExtensionResponse) Reset() {
 	*x = DisableExtensionResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[32]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2572,7 @@ func (x *DisableExtensionResponse) String() string {
 func (*DisableExtensionResponse) ProtoMessage() {}
 
 func (x *DisableExtensionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[32]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2499,7 +2585,7 @@ func (x *DisableExtensionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableExtensionResponse.ProtoReflect.Descriptor instead.
 func (*DisableExtensionResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{32}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{33}
 }
 
 type EnableExtensionRequest struct {
@@ -2511,7 +2597,7 @@ type EnableExtensionRequest struct {
 
 func (x *EnableExtensionRequest) Reset() {
 	*x = EnableExtensionRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[33]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2609,7 @@ func (x *EnableExtensionRequest) String() string {
 func (*EnableExtensionRequest) ProtoMessage() {}
 
 func (x *EnableExtensionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[33]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2622,7 @@ func (x *EnableExtensionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableExtensionRequest.ProtoReflect.Descriptor instead.
 func (*EnableExtensionRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{33}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EnableExtensionRequest) GetName() string {
@@ -2554,7 +2640,7 @@ type EnableExtensionResponse struct {
 
 func (x *EnableExtensionResponse) Reset() {
 	*x = EnableExtensionResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[34]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2652,7 @@ func (x *EnableExtensionResponse) String() string {
 func (*EnableExtensionResponse) ProtoMessage() {}
 
 func (x *EnableExtensionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[34]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2665,7 @@ func (x *EnableExtensionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnableExtensionResponse.ProtoReflect.Descriptor instead.
 func (*EnableExtensionResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{34}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{35}
 }
 
 type RestartExtensionRequest struct {
@@ -2591,7 +2677,7 @@ type RestartExtensionRequest struct {
 
 func (x *RestartExtensionRequest) Reset() {
 	*x = RestartExtensionRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[35]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2689,7 @@ func (x *RestartExtensionRequest) String() string {
 func (*RestartExtensionRequest) ProtoMessage() {}
 
 func (x *RestartExtensionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[35]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2702,7 @@ func (x *RestartExtensionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartExtensionRequest.ProtoReflect.Descriptor instead.
 func (*RestartExtensionRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{35}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RestartExtensionRequest) GetName() string {
@@ -2635,7 +2721,7 @@ type RestartExtensionResponse struct {
 
 func (x *RestartExtensionResponse) Reset() {
 	*x = RestartExtensionResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[36]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2647,7 +2733,7 @@ func (x *RestartExtensionResponse) String() string {
 func (*RestartExtensionResponse) ProtoMessage() {}
 
 func (x *RestartExtensionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[36]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2660,7 +2746,7 @@ func (x *RestartExtensionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartExtensionResponse.ProtoReflect.Descriptor instead.
 func (*RestartExtensionResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{36}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RestartExtensionResponse) GetExtension() *Extension {
@@ -2680,7 +2766,7 @@ type GetExtensionLogsRequest struct {
 
 func (x *GetExtensionLogsRequest) Reset() {
 	*x = GetExtensionLogsRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[37]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +2778,7 @@ func (x *GetExtensionLogsRequest) String() string {
 func (*GetExtensionLogsRequest) ProtoMessage() {}
 
 func (x *GetExtensionLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[37]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +2791,7 @@ func (x *GetExtensionLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExtensionLogsRequest.ProtoReflect.Descriptor instead.
 func (*GetExtensionLogsRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{37}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetExtensionLogsRequest) GetName() string {
@@ -2731,7 +2817,7 @@ type GetExtensionLogsResponse struct {
 
 func (x *GetExtensionLogsResponse) Reset() {
 	*x = GetExtensionLogsResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[38]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +2829,7 @@ func (x *GetExtensionLogsResponse) String() string {
 func (*GetExtensionLogsResponse) ProtoMessage() {}
 
 func (x *GetExtensionLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[38]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +2842,7 @@ func (x *GetExtensionLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExtensionLogsResponse.ProtoReflect.Descriptor instead.
 func (*GetExtensionLogsResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{38}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetExtensionLogsResponse) GetLines() []*ExtensionLogLine {
@@ -2786,7 +2872,7 @@ type ExtensionLogLine struct {
 
 func (x *ExtensionLogLine) Reset() {
 	*x = ExtensionLogLine{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[39]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +2884,7 @@ func (x *ExtensionLogLine) String() string {
 func (*ExtensionLogLine) ProtoMessage() {}
 
 func (x *ExtensionLogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[39]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +2897,7 @@ func (x *ExtensionLogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtensionLogLine.ProtoReflect.Descriptor instead.
 func (*ExtensionLogLine) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{39}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExtensionLogLine) GetTime() *timestamppb.Timestamp {
@@ -2864,7 +2950,7 @@ type ListDriversRequest struct {
 
 func (x *ListDriversRequest) Reset() {
 	*x = ListDriversRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[40]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +2962,7 @@ func (x *ListDriversRequest) String() string {
 func (*ListDriversRequest) ProtoMessage() {}
 
 func (x *ListDriversRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[40]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +2975,7 @@ func (x *ListDriversRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDriversRequest.ProtoReflect.Descriptor instead.
 func (*ListDriversRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{40}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{41}
 }
 
 type ListDriversResponse struct {
@@ -2901,7 +2987,7 @@ type ListDriversResponse struct {
 
 func (x *ListDriversResponse) Reset() {
 	*x = ListDriversResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[41]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2913,7 +2999,7 @@ func (x *ListDriversResponse) String() string {
 func (*ListDriversResponse) ProtoMessage() {}
 
 func (x *ListDriversResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[41]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2926,7 +3012,7 @@ func (x *ListDriversResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDriversResponse.ProtoReflect.Descriptor instead.
 func (*ListDriversResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{41}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListDriversResponse) GetDrivers() []*Driver {
@@ -2945,7 +3031,7 @@ type GetDriverRequest struct {
 
 func (x *GetDriverRequest) Reset() {
 	*x = GetDriverRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[42]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2957,7 +3043,7 @@ func (x *GetDriverRequest) String() string {
 func (*GetDriverRequest) ProtoMessage() {}
 
 func (x *GetDriverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[42]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2970,7 +3056,7 @@ func (x *GetDriverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDriverRequest.ProtoReflect.Descriptor instead.
 func (*GetDriverRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{42}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetDriverRequest) GetName() string {
@@ -2999,7 +3085,7 @@ type Driver struct {
 
 func (x *Driver) Reset() {
 	*x = Driver{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[43]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3011,7 +3097,7 @@ func (x *Driver) String() string {
 func (*Driver) ProtoMessage() {}
 
 func (x *Driver) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[43]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3024,7 +3110,7 @@ func (x *Driver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Driver.ProtoReflect.Descriptor instead.
 func (*Driver) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{43}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Driver) GetName() string {
@@ -3108,7 +3194,7 @@ type DriverFeature struct {
 
 func (x *DriverFeature) Reset() {
 	*x = DriverFeature{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[44]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +3206,7 @@ func (x *DriverFeature) String() string {
 func (*DriverFeature) ProtoMessage() {}
 
 func (x *DriverFeature) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[44]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +3219,7 @@ func (x *DriverFeature) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriverFeature.ProtoReflect.Descriptor instead.
 func (*DriverFeature) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{44}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DriverFeature) GetName() string {
@@ -3170,7 +3256,7 @@ type DriverPoint struct {
 
 func (x *DriverPoint) Reset() {
 	*x = DriverPoint{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[45]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3182,7 +3268,7 @@ func (x *DriverPoint) String() string {
 func (*DriverPoint) ProtoMessage() {}
 
 func (x *DriverPoint) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[45]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3195,7 +3281,7 @@ func (x *DriverPoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriverPoint.ProtoReflect.Descriptor instead.
 func (*DriverPoint) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{45}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DriverPoint) GetPattern() string {
@@ -3252,7 +3338,7 @@ type DriverBind struct {
 
 func (x *DriverBind) Reset() {
 	*x = DriverBind{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[46]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3264,7 +3350,7 @@ func (x *DriverBind) String() string {
 func (*DriverBind) ProtoMessage() {}
 
 func (x *DriverBind) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[46]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3363,7 @@ func (x *DriverBind) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriverBind.ProtoReflect.Descriptor instead.
 func (*DriverBind) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{46}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DriverBind) GetExtension() string {
@@ -3359,7 +3445,7 @@ type ListResourcesRequest struct {
 
 func (x *ListResourcesRequest) Reset() {
 	*x = ListResourcesRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[47]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3457,7 @@ func (x *ListResourcesRequest) String() string {
 func (*ListResourcesRequest) ProtoMessage() {}
 
 func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[47]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3470,7 @@ func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesRequest.ProtoReflect.Descriptor instead.
 func (*ListResourcesRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{47}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListResourcesRequest) GetRef() *SandboxRef {
@@ -3403,7 +3489,7 @@ type ListResourcesResponse struct {
 
 func (x *ListResourcesResponse) Reset() {
 	*x = ListResourcesResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[48]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3415,7 +3501,7 @@ func (x *ListResourcesResponse) String() string {
 func (*ListResourcesResponse) ProtoMessage() {}
 
 func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[48]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3428,7 +3514,7 @@ func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResourcesResponse.ProtoReflect.Descriptor instead.
 func (*ListResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{48}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListResourcesResponse) GetResources() []*Resource {
@@ -3462,7 +3548,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[49]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3474,7 +3560,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[49]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3487,7 +3573,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{49}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Resource) GetSubject() string {
@@ -3584,7 +3670,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[50]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +3682,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[50]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +3695,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{50}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListOperationsRequest) GetSubject() string {
@@ -3628,7 +3714,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[51]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +3726,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[51]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +3739,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{51}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -3672,7 +3758,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[52]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3770,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[52]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3783,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{52}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -3721,7 +3807,7 @@ type AbandonRequest struct {
 
 func (x *AbandonRequest) Reset() {
 	*x = AbandonRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[53]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3733,7 +3819,7 @@ func (x *AbandonRequest) String() string {
 func (*AbandonRequest) ProtoMessage() {}
 
 func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[53]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3746,7 +3832,7 @@ func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonRequest.ProtoReflect.Descriptor instead.
 func (*AbandonRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{53}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AbandonRequest) GetOperation() string {
@@ -3785,7 +3871,7 @@ type AbandonResponse struct {
 
 func (x *AbandonResponse) Reset() {
 	*x = AbandonResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[54]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3797,7 +3883,7 @@ func (x *AbandonResponse) String() string {
 func (*AbandonResponse) ProtoMessage() {}
 
 func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[54]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3810,7 +3896,7 @@ func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonResponse.ProtoReflect.Descriptor instead.
 func (*AbandonResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{54}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{55}
 }
 
 type ListAuditRequest struct {
@@ -3824,7 +3910,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[55]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3836,7 +3922,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[55]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3849,7 +3935,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{55}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListAuditRequest) GetRef() *SandboxRef {
@@ -3875,7 +3961,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[56]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3887,7 +3973,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[56]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3900,7 +3986,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{56}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -3928,7 +4014,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_gateway_v1_gateway_proto_msgTypes[57]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3940,7 +4026,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_gateway_v1_gateway_proto_msgTypes[57]
+	mi := &file_gateway_v1_gateway_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3953,7 +4039,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{57}
+	return file_gateway_v1_gateway_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -4109,7 +4195,7 @@ const file_gateway_v1_gateway_proto_rawDesc = "" +
 	"\n" +
 	"id_or_name\x18\x01 \x01(\tR\bidOrName\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12\x1c\n" +
-	"\tworkspace\x18\x03 \x01(\tR\tworkspace\"\xef\x06\n" +
+	"\tworkspace\x18\x03 \x01(\tR\tworkspace\"\xa6\a\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12\x1c\n" +
@@ -4139,12 +4225,19 @@ const file_gateway_v1_gateway_proto_rawDesc = "" +
 	"generation\x18\x15 \x01(\tR\n" +
 	"generation\x12\x16\n" +
 	"\x06caller\x18\x16 \x01(\tR\x06caller\x12\x1c\n" +
-	"\toperation\x18\x17 \x01(\tR\toperation\x1a9\n" +
+	"\toperation\x18\x17 \x01(\tR\toperation\x125\n" +
+	"\anotices\x18\x18 \x03(\v2\x1b.sandgate.gateway.v1.NoticeR\anotices\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +
 	"\n" +
-	"_exit_code\"\x91\x01\n" +
+	"_exit_code\"\x98\x01\n" +
+	"\x06Notice\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x18\n" +
+	"\awarning\x18\x02 \x01(\bR\awarning\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\x91\x01\n" +
 	"\x14ListSandboxesRequest\x12\x16\n" +
 	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x1c\n" +
 	"\tworkspace\x18\x02 \x01(\tR\tworkspace\x12\x10\n" +
@@ -4428,7 +4521,7 @@ func file_gateway_v1_gateway_proto_rawDescGZIP() []byte {
 	return file_gateway_v1_gateway_proto_rawDescData
 }
 
-var file_gateway_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_gateway_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_gateway_v1_gateway_proto_goTypes = []any{
 	(*GetVersionRequest)(nil),        // 0: sandgate.gateway.v1.GetVersionRequest
 	(*GetVersionResponse)(nil),       // 1: sandgate.gateway.v1.GetVersionResponse
@@ -4444,61 +4537,62 @@ var file_gateway_v1_gateway_proto_goTypes = []any{
 	(*Observation)(nil),              // 11: sandgate.gateway.v1.Observation
 	(*SandboxRef)(nil),               // 12: sandgate.gateway.v1.SandboxRef
 	(*Sandbox)(nil),                  // 13: sandgate.gateway.v1.Sandbox
-	(*ListSandboxesRequest)(nil),     // 14: sandgate.gateway.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),    // 15: sandgate.gateway.v1.ListSandboxesResponse
-	(*WatchSandboxesResponse)(nil),   // 16: sandgate.gateway.v1.WatchSandboxesResponse
-	(*OperationResponse)(nil),        // 17: sandgate.gateway.v1.OperationResponse
-	(*Operation)(nil),                // 18: sandgate.gateway.v1.Operation
-	(*Step)(nil),                     // 19: sandgate.gateway.v1.Step
-	(*GetHistoryResponse)(nil),       // 20: sandgate.gateway.v1.GetHistoryResponse
-	(*GetLogsRequest)(nil),           // 21: sandgate.gateway.v1.GetLogsRequest
-	(*GetLogsResponse)(nil),          // 22: sandgate.gateway.v1.GetLogsResponse
-	(*WorkspaceRef)(nil),             // 23: sandgate.gateway.v1.WorkspaceRef
-	(*Workspace)(nil),                // 24: sandgate.gateway.v1.Workspace
-	(*ListWorkspacesRequest)(nil),    // 25: sandgate.gateway.v1.ListWorkspacesRequest
-	(*ListWorkspacesResponse)(nil),   // 26: sandgate.gateway.v1.ListWorkspacesResponse
-	(*ListExtensionsRequest)(nil),    // 27: sandgate.gateway.v1.ListExtensionsRequest
-	(*ListExtensionsResponse)(nil),   // 28: sandgate.gateway.v1.ListExtensionsResponse
-	(*GetExtensionRequest)(nil),      // 29: sandgate.gateway.v1.GetExtensionRequest
-	(*Extension)(nil),                // 30: sandgate.gateway.v1.Extension
-	(*DisableExtensionRequest)(nil),  // 31: sandgate.gateway.v1.DisableExtensionRequest
-	(*DisableExtensionResponse)(nil), // 32: sandgate.gateway.v1.DisableExtensionResponse
-	(*EnableExtensionRequest)(nil),   // 33: sandgate.gateway.v1.EnableExtensionRequest
-	(*EnableExtensionResponse)(nil),  // 34: sandgate.gateway.v1.EnableExtensionResponse
-	(*RestartExtensionRequest)(nil),  // 35: sandgate.gateway.v1.RestartExtensionRequest
-	(*RestartExtensionResponse)(nil), // 36: sandgate.gateway.v1.RestartExtensionResponse
-	(*GetExtensionLogsRequest)(nil),  // 37: sandgate.gateway.v1.GetExtensionLogsRequest
-	(*GetExtensionLogsResponse)(nil), // 38: sandgate.gateway.v1.GetExtensionLogsResponse
-	(*ExtensionLogLine)(nil),         // 39: sandgate.gateway.v1.ExtensionLogLine
-	(*ListDriversRequest)(nil),       // 40: sandgate.gateway.v1.ListDriversRequest
-	(*ListDriversResponse)(nil),      // 41: sandgate.gateway.v1.ListDriversResponse
-	(*GetDriverRequest)(nil),         // 42: sandgate.gateway.v1.GetDriverRequest
-	(*Driver)(nil),                   // 43: sandgate.gateway.v1.Driver
-	(*DriverFeature)(nil),            // 44: sandgate.gateway.v1.DriverFeature
-	(*DriverPoint)(nil),              // 45: sandgate.gateway.v1.DriverPoint
-	(*DriverBind)(nil),               // 46: sandgate.gateway.v1.DriverBind
-	(*ListResourcesRequest)(nil),     // 47: sandgate.gateway.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),    // 48: sandgate.gateway.v1.ListResourcesResponse
-	(*Resource)(nil),                 // 49: sandgate.gateway.v1.Resource
-	(*ListOperationsRequest)(nil),    // 50: sandgate.gateway.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),   // 51: sandgate.gateway.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),      // 52: sandgate.gateway.v1.GetOperationRequest
-	(*AbandonRequest)(nil),           // 53: sandgate.gateway.v1.AbandonRequest
-	(*AbandonResponse)(nil),          // 54: sandgate.gateway.v1.AbandonResponse
-	(*ListAuditRequest)(nil),         // 55: sandgate.gateway.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),        // 56: sandgate.gateway.v1.ListAuditResponse
-	(*AuditEntry)(nil),               // 57: sandgate.gateway.v1.AuditEntry
-	nil,                              // 58: sandgate.gateway.v1.SandboxSpec.EnvironmentEntry
-	nil,                              // 59: sandgate.gateway.v1.SandboxSpec.LabelsEntry
-	nil,                              // 60: sandgate.gateway.v1.Sandbox.LabelsEntry
-	nil,                              // 61: sandgate.gateway.v1.Driver.MissingEntry
-	nil,                              // 62: sandgate.gateway.v1.DriverFeature.AttributesEntry
-	(*timestamppb.Timestamp)(nil),    // 63: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 64: google.protobuf.Duration
+	(*Notice)(nil),                   // 14: sandgate.gateway.v1.Notice
+	(*ListSandboxesRequest)(nil),     // 15: sandgate.gateway.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),    // 16: sandgate.gateway.v1.ListSandboxesResponse
+	(*WatchSandboxesResponse)(nil),   // 17: sandgate.gateway.v1.WatchSandboxesResponse
+	(*OperationResponse)(nil),        // 18: sandgate.gateway.v1.OperationResponse
+	(*Operation)(nil),                // 19: sandgate.gateway.v1.Operation
+	(*Step)(nil),                     // 20: sandgate.gateway.v1.Step
+	(*GetHistoryResponse)(nil),       // 21: sandgate.gateway.v1.GetHistoryResponse
+	(*GetLogsRequest)(nil),           // 22: sandgate.gateway.v1.GetLogsRequest
+	(*GetLogsResponse)(nil),          // 23: sandgate.gateway.v1.GetLogsResponse
+	(*WorkspaceRef)(nil),             // 24: sandgate.gateway.v1.WorkspaceRef
+	(*Workspace)(nil),                // 25: sandgate.gateway.v1.Workspace
+	(*ListWorkspacesRequest)(nil),    // 26: sandgate.gateway.v1.ListWorkspacesRequest
+	(*ListWorkspacesResponse)(nil),   // 27: sandgate.gateway.v1.ListWorkspacesResponse
+	(*ListExtensionsRequest)(nil),    // 28: sandgate.gateway.v1.ListExtensionsRequest
+	(*ListExtensionsResponse)(nil),   // 29: sandgate.gateway.v1.ListExtensionsResponse
+	(*GetExtensionRequest)(nil),      // 30: sandgate.gateway.v1.GetExtensionRequest
+	(*Extension)(nil),                // 31: sandgate.gateway.v1.Extension
+	(*DisableExtensionRequest)(nil),  // 32: sandgate.gateway.v1.DisableExtensionRequest
+	(*DisableExtensionResponse)(nil), // 33: sandgate.gateway.v1.DisableExtensionResponse
+	(*EnableExtensionRequest)(nil),   // 34: sandgate.gateway.v1.EnableExtensionRequest
+	(*EnableExtensionResponse)(nil),  // 35: sandgate.gateway.v1.EnableExtensionResponse
+	(*RestartExtensionRequest)(nil),  // 36: sandgate.gateway.v1.RestartExtensionRequest
+	(*RestartExtensionResponse)(nil), // 37: sandgate.gateway.v1.RestartExtensionResponse
+	(*GetExtensionLogsRequest)(nil),  // 38: sandgate.gateway.v1.GetExtensionLogsRequest
+	(*GetExtensionLogsResponse)(nil), // 39: sandgate.gateway.v1.GetExtensionLogsResponse
+	(*ExtensionLogLine)(nil),         // 40: sandgate.gateway.v1.ExtensionLogLine
+	(*ListDriversRequest)(nil),       // 41: sandgate.gateway.v1.ListDriversRequest
+	(*ListDriversResponse)(nil),      // 42: sandgate.gateway.v1.ListDriversResponse
+	(*GetDriverRequest)(nil),         // 43: sandgate.gateway.v1.GetDriverRequest
+	(*Driver)(nil),                   // 44: sandgate.gateway.v1.Driver
+	(*DriverFeature)(nil),            // 45: sandgate.gateway.v1.DriverFeature
+	(*DriverPoint)(nil),              // 46: sandgate.gateway.v1.DriverPoint
+	(*DriverBind)(nil),               // 47: sandgate.gateway.v1.DriverBind
+	(*ListResourcesRequest)(nil),     // 48: sandgate.gateway.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),    // 49: sandgate.gateway.v1.ListResourcesResponse
+	(*Resource)(nil),                 // 50: sandgate.gateway.v1.Resource
+	(*ListOperationsRequest)(nil),    // 51: sandgate.gateway.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),   // 52: sandgate.gateway.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),      // 53: sandgate.gateway.v1.GetOperationRequest
+	(*AbandonRequest)(nil),           // 54: sandgate.gateway.v1.AbandonRequest
+	(*AbandonResponse)(nil),          // 55: sandgate.gateway.v1.AbandonResponse
+	(*ListAuditRequest)(nil),         // 56: sandgate.gateway.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),        // 57: sandgate.gateway.v1.ListAuditResponse
+	(*AuditEntry)(nil),               // 58: sandgate.gateway.v1.AuditEntry
+	nil,                              // 59: sandgate.gateway.v1.SandboxSpec.EnvironmentEntry
+	nil,                              // 60: sandgate.gateway.v1.SandboxSpec.LabelsEntry
+	nil,                              // 61: sandgate.gateway.v1.Sandbox.LabelsEntry
+	nil,                              // 62: sandgate.gateway.v1.Driver.MissingEntry
+	nil,                              // 63: sandgate.gateway.v1.DriverFeature.AttributesEntry
+	(*timestamppb.Timestamp)(nil),    // 64: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 65: google.protobuf.Duration
 }
 var file_gateway_v1_gateway_proto_depIdxs = []int32{
-	58, // 0: sandgate.gateway.v1.SandboxSpec.environment:type_name -> sandgate.gateway.v1.SandboxSpec.EnvironmentEntry
-	59, // 1: sandgate.gateway.v1.SandboxSpec.labels:type_name -> sandgate.gateway.v1.SandboxSpec.LabelsEntry
+	59, // 0: sandgate.gateway.v1.SandboxSpec.environment:type_name -> sandgate.gateway.v1.SandboxSpec.EnvironmentEntry
+	60, // 1: sandgate.gateway.v1.SandboxSpec.labels:type_name -> sandgate.gateway.v1.SandboxSpec.LabelsEntry
 	5,  // 2: sandgate.gateway.v1.SandboxSpec.resources:type_name -> sandgate.gateway.v1.Resources
 	4,  // 3: sandgate.gateway.v1.CreateSandboxRequest.spec:type_name -> sandgate.gateway.v1.SandboxSpec
 	6,  // 4: sandgate.gateway.v1.PlanSandboxRequest.create:type_name -> sandgate.gateway.v1.CreateSandboxRequest
@@ -4507,115 +4601,117 @@ var file_gateway_v1_gateway_proto_depIdxs = []int32{
 	10, // 7: sandgate.gateway.v1.PlanSandboxResponse.late:type_name -> sandgate.gateway.v1.LatePoint
 	11, // 8: sandgate.gateway.v1.PlanSandboxResponse.observed:type_name -> sandgate.gateway.v1.Observation
 	9,  // 9: sandgate.gateway.v1.Observation.fields:type_name -> sandgate.gateway.v1.Field
-	63, // 10: sandgate.gateway.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	63, // 11: sandgate.gateway.v1.Sandbox.ended:type_name -> google.protobuf.Timestamp
-	60, // 12: sandgate.gateway.v1.Sandbox.labels:type_name -> sandgate.gateway.v1.Sandbox.LabelsEntry
+	64, // 10: sandgate.gateway.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	64, // 11: sandgate.gateway.v1.Sandbox.ended:type_name -> google.protobuf.Timestamp
+	61, // 12: sandgate.gateway.v1.Sandbox.labels:type_name -> sandgate.gateway.v1.Sandbox.LabelsEntry
 	5,  // 13: sandgate.gateway.v1.Sandbox.resources:type_name -> sandgate.gateway.v1.Resources
-	63, // 14: sandgate.gateway.v1.Sandbox.run_started:type_name -> google.protobuf.Timestamp
-	63, // 15: sandgate.gateway.v1.Sandbox.run_ended:type_name -> google.protobuf.Timestamp
-	12, // 16: sandgate.gateway.v1.ListSandboxesRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
-	13, // 17: sandgate.gateway.v1.ListSandboxesResponse.sandboxes:type_name -> sandgate.gateway.v1.Sandbox
-	13, // 18: sandgate.gateway.v1.WatchSandboxesResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
-	18, // 19: sandgate.gateway.v1.OperationResponse.operation:type_name -> sandgate.gateway.v1.Operation
-	13, // 20: sandgate.gateway.v1.OperationResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
-	63, // 21: sandgate.gateway.v1.Operation.started:type_name -> google.protobuf.Timestamp
-	63, // 22: sandgate.gateway.v1.Operation.ended:type_name -> google.protobuf.Timestamp
-	11, // 23: sandgate.gateway.v1.Operation.observed:type_name -> sandgate.gateway.v1.Observation
-	19, // 24: sandgate.gateway.v1.Operation.steps:type_name -> sandgate.gateway.v1.Step
-	63, // 25: sandgate.gateway.v1.Step.started:type_name -> google.protobuf.Timestamp
-	64, // 26: sandgate.gateway.v1.Step.duration:type_name -> google.protobuf.Duration
-	13, // 27: sandgate.gateway.v1.GetHistoryResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
-	18, // 28: sandgate.gateway.v1.GetHistoryResponse.operations:type_name -> sandgate.gateway.v1.Operation
-	12, // 29: sandgate.gateway.v1.GetLogsRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
-	63, // 30: sandgate.gateway.v1.Workspace.created:type_name -> google.protobuf.Timestamp
-	9,  // 31: sandgate.gateway.v1.Workspace.fields:type_name -> sandgate.gateway.v1.Field
-	24, // 32: sandgate.gateway.v1.ListWorkspacesResponse.workspaces:type_name -> sandgate.gateway.v1.Workspace
-	30, // 33: sandgate.gateway.v1.ListExtensionsResponse.extensions:type_name -> sandgate.gateway.v1.Extension
-	63, // 34: sandgate.gateway.v1.Extension.since:type_name -> google.protobuf.Timestamp
-	64, // 35: sandgate.gateway.v1.Extension.uptime:type_name -> google.protobuf.Duration
-	30, // 36: sandgate.gateway.v1.RestartExtensionResponse.extension:type_name -> sandgate.gateway.v1.Extension
-	39, // 37: sandgate.gateway.v1.GetExtensionLogsResponse.lines:type_name -> sandgate.gateway.v1.ExtensionLogLine
-	63, // 38: sandgate.gateway.v1.ExtensionLogLine.time:type_name -> google.protobuf.Timestamp
-	43, // 39: sandgate.gateway.v1.ListDriversResponse.drivers:type_name -> sandgate.gateway.v1.Driver
-	44, // 40: sandgate.gateway.v1.Driver.features:type_name -> sandgate.gateway.v1.DriverFeature
-	61, // 41: sandgate.gateway.v1.Driver.missing:type_name -> sandgate.gateway.v1.Driver.MissingEntry
-	45, // 42: sandgate.gateway.v1.Driver.points:type_name -> sandgate.gateway.v1.DriverPoint
-	46, // 43: sandgate.gateway.v1.Driver.chain:type_name -> sandgate.gateway.v1.DriverBind
-	62, // 44: sandgate.gateway.v1.DriverFeature.attributes:type_name -> sandgate.gateway.v1.DriverFeature.AttributesEntry
-	12, // 45: sandgate.gateway.v1.ListResourcesRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
-	49, // 46: sandgate.gateway.v1.ListResourcesResponse.resources:type_name -> sandgate.gateway.v1.Resource
-	18, // 47: sandgate.gateway.v1.ListOperationsResponse.operations:type_name -> sandgate.gateway.v1.Operation
-	12, // 48: sandgate.gateway.v1.ListAuditRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
-	57, // 49: sandgate.gateway.v1.ListAuditResponse.entries:type_name -> sandgate.gateway.v1.AuditEntry
-	63, // 50: sandgate.gateway.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	64, // 51: sandgate.gateway.v1.AuditEntry.duration:type_name -> google.protobuf.Duration
-	0,  // 52: sandgate.gateway.v1.Gateway.GetVersion:input_type -> sandgate.gateway.v1.GetVersionRequest
-	2,  // 53: sandgate.gateway.v1.Gateway.Reload:input_type -> sandgate.gateway.v1.ReloadRequest
-	6,  // 54: sandgate.gateway.v1.Gateway.CreateSandbox:input_type -> sandgate.gateway.v1.CreateSandboxRequest
-	7,  // 55: sandgate.gateway.v1.Gateway.PlanSandbox:input_type -> sandgate.gateway.v1.PlanSandboxRequest
-	12, // 56: sandgate.gateway.v1.Gateway.GetSandboxPlan:input_type -> sandgate.gateway.v1.SandboxRef
-	12, // 57: sandgate.gateway.v1.Gateway.GetSandbox:input_type -> sandgate.gateway.v1.SandboxRef
-	14, // 58: sandgate.gateway.v1.Gateway.ListSandboxes:input_type -> sandgate.gateway.v1.ListSandboxesRequest
-	14, // 59: sandgate.gateway.v1.Gateway.WatchSandboxes:input_type -> sandgate.gateway.v1.ListSandboxesRequest
-	12, // 60: sandgate.gateway.v1.Gateway.StartSandbox:input_type -> sandgate.gateway.v1.SandboxRef
-	12, // 61: sandgate.gateway.v1.Gateway.StopSandbox:input_type -> sandgate.gateway.v1.SandboxRef
-	12, // 62: sandgate.gateway.v1.Gateway.DeleteSandbox:input_type -> sandgate.gateway.v1.SandboxRef
-	12, // 63: sandgate.gateway.v1.Gateway.GetHistory:input_type -> sandgate.gateway.v1.SandboxRef
-	21, // 64: sandgate.gateway.v1.Gateway.GetLogs:input_type -> sandgate.gateway.v1.GetLogsRequest
-	23, // 65: sandgate.gateway.v1.Gateway.EnsureWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
-	23, // 66: sandgate.gateway.v1.Gateway.DeleteWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
-	23, // 67: sandgate.gateway.v1.Gateway.GetWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
-	25, // 68: sandgate.gateway.v1.Gateway.ListWorkspaces:input_type -> sandgate.gateway.v1.ListWorkspacesRequest
-	27, // 69: sandgate.gateway.v1.Gateway.ListExtensions:input_type -> sandgate.gateway.v1.ListExtensionsRequest
-	29, // 70: sandgate.gateway.v1.Gateway.GetExtension:input_type -> sandgate.gateway.v1.GetExtensionRequest
-	31, // 71: sandgate.gateway.v1.Gateway.DisableExtension:input_type -> sandgate.gateway.v1.DisableExtensionRequest
-	33, // 72: sandgate.gateway.v1.Gateway.EnableExtension:input_type -> sandgate.gateway.v1.EnableExtensionRequest
-	35, // 73: sandgate.gateway.v1.Gateway.RestartExtension:input_type -> sandgate.gateway.v1.RestartExtensionRequest
-	37, // 74: sandgate.gateway.v1.Gateway.GetExtensionLogs:input_type -> sandgate.gateway.v1.GetExtensionLogsRequest
-	40, // 75: sandgate.gateway.v1.Gateway.ListDrivers:input_type -> sandgate.gateway.v1.ListDriversRequest
-	42, // 76: sandgate.gateway.v1.Gateway.GetDriver:input_type -> sandgate.gateway.v1.GetDriverRequest
-	47, // 77: sandgate.gateway.v1.Gateway.ListResources:input_type -> sandgate.gateway.v1.ListResourcesRequest
-	50, // 78: sandgate.gateway.v1.Gateway.ListOperations:input_type -> sandgate.gateway.v1.ListOperationsRequest
-	52, // 79: sandgate.gateway.v1.Gateway.GetOperation:input_type -> sandgate.gateway.v1.GetOperationRequest
-	52, // 80: sandgate.gateway.v1.Gateway.WatchOperation:input_type -> sandgate.gateway.v1.GetOperationRequest
-	53, // 81: sandgate.gateway.v1.Gateway.Abandon:input_type -> sandgate.gateway.v1.AbandonRequest
-	55, // 82: sandgate.gateway.v1.Gateway.ListAudit:input_type -> sandgate.gateway.v1.ListAuditRequest
-	1,  // 83: sandgate.gateway.v1.Gateway.GetVersion:output_type -> sandgate.gateway.v1.GetVersionResponse
-	3,  // 84: sandgate.gateway.v1.Gateway.Reload:output_type -> sandgate.gateway.v1.ReloadResponse
-	17, // 85: sandgate.gateway.v1.Gateway.CreateSandbox:output_type -> sandgate.gateway.v1.OperationResponse
-	8,  // 86: sandgate.gateway.v1.Gateway.PlanSandbox:output_type -> sandgate.gateway.v1.PlanSandboxResponse
-	8,  // 87: sandgate.gateway.v1.Gateway.GetSandboxPlan:output_type -> sandgate.gateway.v1.PlanSandboxResponse
-	13, // 88: sandgate.gateway.v1.Gateway.GetSandbox:output_type -> sandgate.gateway.v1.Sandbox
-	15, // 89: sandgate.gateway.v1.Gateway.ListSandboxes:output_type -> sandgate.gateway.v1.ListSandboxesResponse
-	16, // 90: sandgate.gateway.v1.Gateway.WatchSandboxes:output_type -> sandgate.gateway.v1.WatchSandboxesResponse
-	17, // 91: sandgate.gateway.v1.Gateway.StartSandbox:output_type -> sandgate.gateway.v1.OperationResponse
-	17, // 92: sandgate.gateway.v1.Gateway.StopSandbox:output_type -> sandgate.gateway.v1.OperationResponse
-	17, // 93: sandgate.gateway.v1.Gateway.DeleteSandbox:output_type -> sandgate.gateway.v1.OperationResponse
-	20, // 94: sandgate.gateway.v1.Gateway.GetHistory:output_type -> sandgate.gateway.v1.GetHistoryResponse
-	22, // 95: sandgate.gateway.v1.Gateway.GetLogs:output_type -> sandgate.gateway.v1.GetLogsResponse
-	17, // 96: sandgate.gateway.v1.Gateway.EnsureWorkspace:output_type -> sandgate.gateway.v1.OperationResponse
-	17, // 97: sandgate.gateway.v1.Gateway.DeleteWorkspace:output_type -> sandgate.gateway.v1.OperationResponse
-	24, // 98: sandgate.gateway.v1.Gateway.GetWorkspace:output_type -> sandgate.gateway.v1.Workspace
-	26, // 99: sandgate.gateway.v1.Gateway.ListWorkspaces:output_type -> sandgate.gateway.v1.ListWorkspacesResponse
-	28, // 100: sandgate.gateway.v1.Gateway.ListExtensions:output_type -> sandgate.gateway.v1.ListExtensionsResponse
-	30, // 101: sandgate.gateway.v1.Gateway.GetExtension:output_type -> sandgate.gateway.v1.Extension
-	32, // 102: sandgate.gateway.v1.Gateway.DisableExtension:output_type -> sandgate.gateway.v1.DisableExtensionResponse
-	34, // 103: sandgate.gateway.v1.Gateway.EnableExtension:output_type -> sandgate.gateway.v1.EnableExtensionResponse
-	36, // 104: sandgate.gateway.v1.Gateway.RestartExtension:output_type -> sandgate.gateway.v1.RestartExtensionResponse
-	38, // 105: sandgate.gateway.v1.Gateway.GetExtensionLogs:output_type -> sandgate.gateway.v1.GetExtensionLogsResponse
-	41, // 106: sandgate.gateway.v1.Gateway.ListDrivers:output_type -> sandgate.gateway.v1.ListDriversResponse
-	43, // 107: sandgate.gateway.v1.Gateway.GetDriver:output_type -> sandgate.gateway.v1.Driver
-	48, // 108: sandgate.gateway.v1.Gateway.ListResources:output_type -> sandgate.gateway.v1.ListResourcesResponse
-	51, // 109: sandgate.gateway.v1.Gateway.ListOperations:output_type -> sandgate.gateway.v1.ListOperationsResponse
-	18, // 110: sandgate.gateway.v1.Gateway.GetOperation:output_type -> sandgate.gateway.v1.Operation
-	18, // 111: sandgate.gateway.v1.Gateway.WatchOperation:output_type -> sandgate.gateway.v1.Operation
-	54, // 112: sandgate.gateway.v1.Gateway.Abandon:output_type -> sandgate.gateway.v1.AbandonResponse
-	56, // 113: sandgate.gateway.v1.Gateway.ListAudit:output_type -> sandgate.gateway.v1.ListAuditResponse
-	83, // [83:114] is the sub-list for method output_type
-	52, // [52:83] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	64, // 14: sandgate.gateway.v1.Sandbox.run_started:type_name -> google.protobuf.Timestamp
+	64, // 15: sandgate.gateway.v1.Sandbox.run_ended:type_name -> google.protobuf.Timestamp
+	14, // 16: sandgate.gateway.v1.Sandbox.notices:type_name -> sandgate.gateway.v1.Notice
+	64, // 17: sandgate.gateway.v1.Notice.at:type_name -> google.protobuf.Timestamp
+	12, // 18: sandgate.gateway.v1.ListSandboxesRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
+	13, // 19: sandgate.gateway.v1.ListSandboxesResponse.sandboxes:type_name -> sandgate.gateway.v1.Sandbox
+	13, // 20: sandgate.gateway.v1.WatchSandboxesResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
+	19, // 21: sandgate.gateway.v1.OperationResponse.operation:type_name -> sandgate.gateway.v1.Operation
+	13, // 22: sandgate.gateway.v1.OperationResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
+	64, // 23: sandgate.gateway.v1.Operation.started:type_name -> google.protobuf.Timestamp
+	64, // 24: sandgate.gateway.v1.Operation.ended:type_name -> google.protobuf.Timestamp
+	11, // 25: sandgate.gateway.v1.Operation.observed:type_name -> sandgate.gateway.v1.Observation
+	20, // 26: sandgate.gateway.v1.Operation.steps:type_name -> sandgate.gateway.v1.Step
+	64, // 27: sandgate.gateway.v1.Step.started:type_name -> google.protobuf.Timestamp
+	65, // 28: sandgate.gateway.v1.Step.duration:type_name -> google.protobuf.Duration
+	13, // 29: sandgate.gateway.v1.GetHistoryResponse.sandbox:type_name -> sandgate.gateway.v1.Sandbox
+	19, // 30: sandgate.gateway.v1.GetHistoryResponse.operations:type_name -> sandgate.gateway.v1.Operation
+	12, // 31: sandgate.gateway.v1.GetLogsRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
+	64, // 32: sandgate.gateway.v1.Workspace.created:type_name -> google.protobuf.Timestamp
+	9,  // 33: sandgate.gateway.v1.Workspace.fields:type_name -> sandgate.gateway.v1.Field
+	25, // 34: sandgate.gateway.v1.ListWorkspacesResponse.workspaces:type_name -> sandgate.gateway.v1.Workspace
+	31, // 35: sandgate.gateway.v1.ListExtensionsResponse.extensions:type_name -> sandgate.gateway.v1.Extension
+	64, // 36: sandgate.gateway.v1.Extension.since:type_name -> google.protobuf.Timestamp
+	65, // 37: sandgate.gateway.v1.Extension.uptime:type_name -> google.protobuf.Duration
+	31, // 38: sandgate.gateway.v1.RestartExtensionResponse.extension:type_name -> sandgate.gateway.v1.Extension
+	40, // 39: sandgate.gateway.v1.GetExtensionLogsResponse.lines:type_name -> sandgate.gateway.v1.ExtensionLogLine
+	64, // 40: sandgate.gateway.v1.ExtensionLogLine.time:type_name -> google.protobuf.Timestamp
+	44, // 41: sandgate.gateway.v1.ListDriversResponse.drivers:type_name -> sandgate.gateway.v1.Driver
+	45, // 42: sandgate.gateway.v1.Driver.features:type_name -> sandgate.gateway.v1.DriverFeature
+	62, // 43: sandgate.gateway.v1.Driver.missing:type_name -> sandgate.gateway.v1.Driver.MissingEntry
+	46, // 44: sandgate.gateway.v1.Driver.points:type_name -> sandgate.gateway.v1.DriverPoint
+	47, // 45: sandgate.gateway.v1.Driver.chain:type_name -> sandgate.gateway.v1.DriverBind
+	63, // 46: sandgate.gateway.v1.DriverFeature.attributes:type_name -> sandgate.gateway.v1.DriverFeature.AttributesEntry
+	12, // 47: sandgate.gateway.v1.ListResourcesRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
+	50, // 48: sandgate.gateway.v1.ListResourcesResponse.resources:type_name -> sandgate.gateway.v1.Resource
+	19, // 49: sandgate.gateway.v1.ListOperationsResponse.operations:type_name -> sandgate.gateway.v1.Operation
+	12, // 50: sandgate.gateway.v1.ListAuditRequest.ref:type_name -> sandgate.gateway.v1.SandboxRef
+	58, // 51: sandgate.gateway.v1.ListAuditResponse.entries:type_name -> sandgate.gateway.v1.AuditEntry
+	64, // 52: sandgate.gateway.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	65, // 53: sandgate.gateway.v1.AuditEntry.duration:type_name -> google.protobuf.Duration
+	0,  // 54: sandgate.gateway.v1.Gateway.GetVersion:input_type -> sandgate.gateway.v1.GetVersionRequest
+	2,  // 55: sandgate.gateway.v1.Gateway.Reload:input_type -> sandgate.gateway.v1.ReloadRequest
+	6,  // 56: sandgate.gateway.v1.Gateway.CreateSandbox:input_type -> sandgate.gateway.v1.CreateSandboxRequest
+	7,  // 57: sandgate.gateway.v1.Gateway.PlanSandbox:input_type -> sandgate.gateway.v1.PlanSandboxRequest
+	12, // 58: sandgate.gateway.v1.Gateway.GetSandboxPlan:input_type -> sandgate.gateway.v1.SandboxRef
+	12, // 59: sandgate.gateway.v1.Gateway.GetSandbox:input_type -> sandgate.gateway.v1.SandboxRef
+	15, // 60: sandgate.gateway.v1.Gateway.ListSandboxes:input_type -> sandgate.gateway.v1.ListSandboxesRequest
+	15, // 61: sandgate.gateway.v1.Gateway.WatchSandboxes:input_type -> sandgate.gateway.v1.ListSandboxesRequest
+	12, // 62: sandgate.gateway.v1.Gateway.StartSandbox:input_type -> sandgate.gateway.v1.SandboxRef
+	12, // 63: sandgate.gateway.v1.Gateway.StopSandbox:input_type -> sandgate.gateway.v1.SandboxRef
+	12, // 64: sandgate.gateway.v1.Gateway.DeleteSandbox:input_type -> sandgate.gateway.v1.SandboxRef
+	12, // 65: sandgate.gateway.v1.Gateway.GetHistory:input_type -> sandgate.gateway.v1.SandboxRef
+	22, // 66: sandgate.gateway.v1.Gateway.GetLogs:input_type -> sandgate.gateway.v1.GetLogsRequest
+	24, // 67: sandgate.gateway.v1.Gateway.EnsureWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
+	24, // 68: sandgate.gateway.v1.Gateway.DeleteWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
+	24, // 69: sandgate.gateway.v1.Gateway.GetWorkspace:input_type -> sandgate.gateway.v1.WorkspaceRef
+	26, // 70: sandgate.gateway.v1.Gateway.ListWorkspaces:input_type -> sandgate.gateway.v1.ListWorkspacesRequest
+	28, // 71: sandgate.gateway.v1.Gateway.ListExtensions:input_type -> sandgate.gateway.v1.ListExtensionsRequest
+	30, // 72: sandgate.gateway.v1.Gateway.GetExtension:input_type -> sandgate.gateway.v1.GetExtensionRequest
+	32, // 73: sandgate.gateway.v1.Gateway.DisableExtension:input_type -> sandgate.gateway.v1.DisableExtensionRequest
+	34, // 74: sandgate.gateway.v1.Gateway.EnableExtension:input_type -> sandgate.gateway.v1.EnableExtensionRequest
+	36, // 75: sandgate.gateway.v1.Gateway.RestartExtension:input_type -> sandgate.gateway.v1.RestartExtensionRequest
+	38, // 76: sandgate.gateway.v1.Gateway.GetExtensionLogs:input_type -> sandgate.gateway.v1.GetExtensionLogsRequest
+	41, // 77: sandgate.gateway.v1.Gateway.ListDrivers:input_type -> sandgate.gateway.v1.ListDriversRequest
+	43, // 78: sandgate.gateway.v1.Gateway.GetDriver:input_type -> sandgate.gateway.v1.GetDriverRequest
+	48, // 79: sandgate.gateway.v1.Gateway.ListResources:input_type -> sandgate.gateway.v1.ListResourcesRequest
+	51, // 80: sandgate.gateway.v1.Gateway.ListOperations:input_type -> sandgate.gateway.v1.ListOperationsRequest
+	53, // 81: sandgate.gateway.v1.Gateway.GetOperation:input_type -> sandgate.gateway.v1.GetOperationRequest
+	53, // 82: sandgate.gateway.v1.Gateway.WatchOperation:input_type -> sandgate.gateway.v1.GetOperationRequest
+	54, // 83: sandgate.gateway.v1.Gateway.Abandon:input_type -> sandgate.gateway.v1.AbandonRequest
+	56, // 84: sandgate.gateway.v1.Gateway.ListAudit:input_type -> sandgate.gateway.v1.ListAuditRequest
+	1,  // 85: sandgate.gateway.v1.Gateway.GetVersion:output_type -> sandgate.gateway.v1.GetVersionResponse
+	3,  // 86: sandgate.gateway.v1.Gateway.Reload:output_type -> sandgate.gateway.v1.ReloadResponse
+	18, // 87: sandgate.gateway.v1.Gateway.CreateSandbox:output_type -> sandgate.gateway.v1.OperationResponse
+	8,  // 88: sandgate.gateway.v1.Gateway.PlanSandbox:output_type -> sandgate.gateway.v1.PlanSandboxResponse
+	8,  // 89: sandgate.gateway.v1.Gateway.GetSandboxPlan:output_type -> sandgate.gateway.v1.PlanSandboxResponse
+	13, // 90: sandgate.gateway.v1.Gateway.GetSandbox:output_type -> sandgate.gateway.v1.Sandbox
+	16, // 91: sandgate.gateway.v1.Gateway.ListSandboxes:output_type -> sandgate.gateway.v1.ListSandboxesResponse
+	17, // 92: sandgate.gateway.v1.Gateway.WatchSandboxes:output_type -> sandgate.gateway.v1.WatchSandboxesResponse
+	18, // 93: sandgate.gateway.v1.Gateway.StartSandbox:output_type -> sandgate.gateway.v1.OperationResponse
+	18, // 94: sandgate.gateway.v1.Gateway.StopSandbox:output_type -> sandgate.gateway.v1.OperationResponse
+	18, // 95: sandgate.gateway.v1.Gateway.DeleteSandbox:output_type -> sandgate.gateway.v1.OperationResponse
+	21, // 96: sandgate.gateway.v1.Gateway.GetHistory:output_type -> sandgate.gateway.v1.GetHistoryResponse
+	23, // 97: sandgate.gateway.v1.Gateway.GetLogs:output_type -> sandgate.gateway.v1.GetLogsResponse
+	18, // 98: sandgate.gateway.v1.Gateway.EnsureWorkspace:output_type -> sandgate.gateway.v1.OperationResponse
+	18, // 99: sandgate.gateway.v1.Gateway.DeleteWorkspace:output_type -> sandgate.gateway.v1.OperationResponse
+	25, // 100: sandgate.gateway.v1.Gateway.GetWorkspace:output_type -> sandgate.gateway.v1.Workspace
+	27, // 101: sandgate.gateway.v1.Gateway.ListWorkspaces:output_type -> sandgate.gateway.v1.ListWorkspacesResponse
+	29, // 102: sandgate.gateway.v1.Gateway.ListExtensions:output_type -> sandgate.gateway.v1.ListExtensionsResponse
+	31, // 103: sandgate.gateway.v1.Gateway.GetExtension:output_type -> sandgate.gateway.v1.Extension
+	33, // 104: sandgate.gateway.v1.Gateway.DisableExtension:output_type -> sandgate.gateway.v1.DisableExtensionResponse
+	35, // 105: sandgate.gateway.v1.Gateway.EnableExtension:output_type -> sandgate.gateway.v1.EnableExtensionResponse
+	37, // 106: sandgate.gateway.v1.Gateway.RestartExtension:output_type -> sandgate.gateway.v1.RestartExtensionResponse
+	39, // 107: sandgate.gateway.v1.Gateway.GetExtensionLogs:output_type -> sandgate.gateway.v1.GetExtensionLogsResponse
+	42, // 108: sandgate.gateway.v1.Gateway.ListDrivers:output_type -> sandgate.gateway.v1.ListDriversResponse
+	44, // 109: sandgate.gateway.v1.Gateway.GetDriver:output_type -> sandgate.gateway.v1.Driver
+	49, // 110: sandgate.gateway.v1.Gateway.ListResources:output_type -> sandgate.gateway.v1.ListResourcesResponse
+	52, // 111: sandgate.gateway.v1.Gateway.ListOperations:output_type -> sandgate.gateway.v1.ListOperationsResponse
+	19, // 112: sandgate.gateway.v1.Gateway.GetOperation:output_type -> sandgate.gateway.v1.Operation
+	19, // 113: sandgate.gateway.v1.Gateway.WatchOperation:output_type -> sandgate.gateway.v1.Operation
+	55, // 114: sandgate.gateway.v1.Gateway.Abandon:output_type -> sandgate.gateway.v1.AbandonResponse
+	57, // 115: sandgate.gateway.v1.Gateway.ListAudit:output_type -> sandgate.gateway.v1.ListAuditResponse
+	85, // [85:116] is the sub-list for method output_type
+	54, // [54:85] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_gateway_v1_gateway_proto_init() }
@@ -4630,7 +4726,7 @@ func file_gateway_v1_gateway_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gateway_v1_gateway_proto_rawDesc), len(file_gateway_v1_gateway_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
