@@ -44,6 +44,8 @@ var menaces = []menace{
 	{name: "never says a word", mode: "silent", want: `did not start in time`},
 	{name: "is frozen at its start", mode: "stopped", want: `did not start in time`},
 	{name: "never describes itself", mode: "mute", want: `did not describe itself in time`},
+	{name: "never takes its configuration", mode: "undecided", want: `did not take its configuration within 4s; last stderr: .*asking the pool's server`},
+	{name: "is frozen by its configuration", mode: "undecided-frozen", want: `did not take its configuration within 4s`},
 	{name: "serves without TLS", mode: "plaintext", want: `did not prove with its certificate`},
 	{name: "serves with another certificate", mode: "impostor", want: `did not prove with its certificate`},
 	{name: "listens elsewhere", mode: "elsewhere", want: `instead of a Unix socket in the directory`},
@@ -135,7 +137,7 @@ func TestHostileExtensions(t *testing.T) {
 	h.config("noop")
 	h.startWith(func(o *Options) {
 		o.Logger = slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
-		o.between.timing = supervisor.Timing{Start: 4 * time.Second, Stop: 2 * time.Second, Health: 200 * time.Millisecond, HealthAnswer: 2 * time.Second, BackoffFirst: 5 * time.Millisecond}
+		o.between.timing = supervisor.Timing{Start: 4 * time.Second, Configure: 4 * time.Second, Stop: 2 * time.Second, Health: 200 * time.Millisecond, HealthAnswer: 2 * time.Second, BackoffFirst: 5 * time.Millisecond}
 		o.between.now = func() time.Time { return time.Now().Round(0).Add(time.Duration(h.ahead.Load())) }
 	})
 	stop := h.keepMaking()

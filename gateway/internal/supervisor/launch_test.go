@@ -1,12 +1,38 @@
 package supervisor
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 )
+
+// TestConfigureHangs: a program that never takes its configuration holds up nobody for ever, and not its own end.
+func TestConfigureHangs(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Timing.Configure, c.Timing.Stop = 300*time.Millisecond, time.Second })
+	for _, mode := range []string{"undecided", "undecided-frozen"} {
+		t.Run(mode, func(t *testing.T) {
+			h, err := r.Launch(r.ctx(), r.probe(mode))
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = h.Configure(r.ctx(), nil, nil)
+			if !fault.Is(err, fault.DeadlineExceeded) || !strings.Contains(err.Error(), "did not take its configuration within 300ms") {
+				t.Errorf("it came to %v", err)
+			}
+			if st := h.Status(); st.State != Negotiated {
+				t.Errorf("afterwards it is %s", st.State)
+			}
+			if err := h.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
 
 func TestLaunchDescribeConfigureCallClose(t *testing.T) {
 	r := newRig(t)

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -125,10 +126,18 @@ func (l *loop) configure(req *configuring, p *process) error {
 	defer cancel()
 	ctx, cancel2 := until(ctx, h.ctx)
 	defer cancel2()
+	if h.spec.Attach == "" { // else somebody may be stepping through it
+		var cancel3 context.CancelFunc
+		ctx, cancel3 = context.WithTimeout(ctx, h.cfg.Timing.Configure)
+		defer cancel3()
+	}
 	faults, err := p.Configure(ctx, req.config, req.contracts, h.cfg.Version)
+	settle(ctx, err)
 	switch {
 	case err != nil && p.dead.Err() != nil:
 		return h.died(req.ctx, p, Flight{Phase: "configure", Subject: "it"})
+	case err != nil && req.ctx.Err() == nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fault.New(fault.DeadlineExceeded, "extension %q did not take its configuration within %s%s", h.spec.Name, h.cfg.Timing.Configure, tail(p.lines()))
 	case err != nil:
 		return fmt.Errorf("configure extension %q: %w", h.spec.Name, err)
 	case len(faults) > 0:
@@ -165,7 +174,7 @@ func (l *loop) probe(p *process, missed int) int {
 		if reason == "" {
 			reason = "it says that it is not ready"
 		}
-		h.move(Degraded, reason, p)
+		h.move(Degraded, shorten(reason), p)
 	default:
 		h.move(Ready, "", p)
 	}
@@ -326,10 +335,8 @@ func (l *loop) again() (*process, error) {
 	if l.accepted == nil {
 		return p, nil
 	}
-	ctx, cancel := context.WithTimeout(h.ctx, h.cfg.Timing.Start)
-	defer cancel()
 	retry := *l.accepted
-	retry.ctx = ctx
+	retry.ctx = h.ctx
 	if err := l.configure(&retry, p); err != nil {
 		_ = p.stop(0)
 		h.exited(p, "it could not be configured again")
@@ -486,7 +493,7 @@ func (h *Handle) exited(p *process, why string) {
 func (h *Handle) note(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.lastErr = err.Error()
+	h.lastErr = shorten(err.Error())
 }
 
 func (h *Handle) restarted() {

@@ -314,6 +314,10 @@ func TestSickness(t *testing.T) {
 	}
 	set("")
 	r.awaitState(Ready, 2)
+	set(strings.Repeat("ill ", 64<<10)) // what people see of it is short
+	if e := r.awaitState(Degraded, 2); len(e.Reason) > bookLine+len("…") {
+		t.Errorf("a reason of %d bytes", len(e.Reason))
+	}
 }
 
 // TestLastWords: what is in the pipe when a process has ended is read, however late its reader comes; a grandchild that

@@ -52,6 +52,7 @@ type Config struct {
 // Timing is how long things may take.
 type Timing struct {
 	Start        time.Duration // from the start of a process to its manifest
+	Configure    time.Duration // for a configuration to be taken; a driver's program opens its driver meanwhile
 	Stop         time.Duration // from SIGTERM to SIGKILL
 	Health       time.Duration // between two health calls
 	HealthAnswer time.Duration // for a health call to be answered
@@ -61,7 +62,7 @@ type Timing struct {
 
 // DefaultTiming is what a gateway uses.
 func DefaultTiming() Timing {
-	return Timing{Start: 10 * time.Second, Stop: 3 * time.Second, Health: 10 * time.Second, HealthAnswer: 5 * time.Second,
+	return Timing{Start: 10 * time.Second, Configure: 40 * time.Second, Stop: 3 * time.Second, Health: 10 * time.Second, HealthAnswer: 5 * time.Second,
 		BackoffFirst: 100 * time.Millisecond, BackoffMax: 30 * time.Second}
 }
 
@@ -132,7 +133,7 @@ func groupName(dir string) string {
 
 func (t Timing) orDefault() Timing {
 	d := DefaultTiming()
-	for _, p := range []struct{ have, def *time.Duration }{{&t.Start, &d.Start}, {&t.Stop, &d.Stop}, {&t.Health, &d.Health},
+	for _, p := range []struct{ have, def *time.Duration }{{&t.Start, &d.Start}, {&t.Configure, &d.Configure}, {&t.Stop, &d.Stop}, {&t.Health, &d.Health},
 		{&t.HealthAnswer, &d.HealthAnswer}, {&t.BackoffFirst, &d.BackoffFirst}, {&t.BackoffMax, &d.BackoffMax}} {
 		if *p.have <= 0 {
 			*p.have = *p.def

@@ -166,8 +166,15 @@ func (p *probe) Configure(_ context.Context, req *extensionv1.ConfigureRequest) 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.configured = string(req.GetConfig())
-	if p.word == "crashloop" {
+	switch p.word {
+	case "crashloop":
 		unix.Exit(7)
+	case "undecided": // for ever
+		fmt.Fprintln(os.Stderr, "asking the pool's server")
+		select {}
+	case "undecided-frozen":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		select {}
 	}
 	return &extensionv1.ConfigureResponse{}, nil
 }
