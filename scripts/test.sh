@@ -32,6 +32,7 @@ command -v gcc >/dev/null && race=-race
 [ -n "$race" ] || leave_out "race detector" "gcc is not installed"
 lane "build" make -s build
 lane "format and vet" scripts/lint.sh
+lane "Kubernetes servers" scripts/kube.sh
 lane "tests" go test $race -timeout 20m ./...
 lane "wire" scripts/proto.sh check
 lane "demo" scripts/demo.sh
