@@ -81,13 +81,13 @@ func CheckDropInName(name string) error {
 	return nil
 }
 
-// ParseConfig reads a configuration, and sorts its drop-ins.
+// ParseConfig reads a configuration, and sorts its drop-ins. With an error it returns what it could read.
 func ParseConfig(raw []byte) (*Config, error) {
 	c := &Config{}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(c); err != nil {
-		return nil, err
+		return c, err
 	}
 	slices.SortFunc(c.DropIns, func(a, b DropIn) int { return strings.Compare(a.Name, b.Name) })
 	return c, c.Check()
