@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,8 +31,9 @@ type cluster struct {
 
 	api      string // APIV1Beta1, APIV1Alpha1 or APIPod
 	version  string
-	instance string // the cluster's id
-	wide     bool   // the account may look at the sandboxes of every namespace
+	instance string            // the cluster's id
+	wide     bool              // the account may look at the sandboxes of every namespace
+	writes   map[resource]bool // what it may make besides
 }
 
 // The client's own limits would let 5 requests a second pass. The server has better ones (priority and fairness).
@@ -100,8 +103,41 @@ func (c *cluster) probe(ctx context.Context, cfg Config) error {
 	case !apierrors.IsForbidden(err):
 		return failed("get", "namespace kube-system", err)
 	}
-	c.wide, err = c.may(ctx, "list", c.anchor().gvr.Group, c.anchor().gvr.Resource, "")
-	return err
+	return c.rights(ctx, cfg)
+}
+
+// rights asks what the account may do: in all namespaces, or else in the one of the sandboxes.
+func (c *cluster) rights(ctx context.Context, cfg Config) error {
+	var err error
+	if c.wide, err = c.may(ctx, "list", c.anchor(), ""); err != nil {
+		return err
+	}
+	namespace := cfg.Namespace
+	switch {
+	case c.wide:
+		namespace = ""
+	case cfg.Mode != Shared:
+		return fault.New(fault.FailedPrecondition, "the account may not list %s in all namespaces, which mode %q needs", c.anchor().gvr.Resource, cfg.Mode)
+	}
+	var mu sync.Mutex
+	c.writes = map[resource]bool{}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, r := range resources {
+		g.Go(func() error {
+			if !r.namespaced && !c.wide {
+				return nil
+			}
+			ok, err := c.may(ctx, "list", r, namespace)
+			if ok && err == nil {
+				ok, err = c.may(ctx, "delete", r, namespace)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			c.writes[r] = ok
+			return err
+		})
+	}
+	return g.Wait()
 }
 
 // findAPI decides what a sandbox is made of.
@@ -134,10 +170,10 @@ func (c *cluster) findAPI(ctx context.Context, cfg Config) (string, error) {
 }
 
 // may asks whether the account has a right; namespace "" is all of them.
-func (c *cluster) may(ctx context.Context, verb, group, resource, namespace string) (bool, error) {
+func (c *cluster) may(ctx context.Context, verb string, on resource, namespace string) (bool, error) {
 	r, err := c.typed.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
 		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
-			Verb: verb, Group: group, Resource: resource, Namespace: namespace}}}, metav1.CreateOptions{})
+			Verb: verb, Group: on.gvr.Group, Resource: on.gvr.Resource, Namespace: namespace}}}, metav1.CreateOptions{})
 	if err != nil {
 		return false, failed("ask", "what the account may do", err)
 	}

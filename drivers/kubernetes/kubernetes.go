@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/sandgate/sandgate/shared/driver"
@@ -93,6 +94,7 @@ type Driver struct {
 	about   *driver.Description
 	ones    keyed // one mutating call for a sandbox or workspace at a time
 
+	calls  sync.WaitGroup // mutating calls whose callers may be gone
 	closed context.Context
 	shut   context.CancelFunc
 }
@@ -127,12 +129,5 @@ func (d *Driver) Describe(context.Context) (*driver.Description, error) { return
 
 // pods reports whether sandboxes are plain Pods.
 func (d *Driver) pods() bool { return d.cluster.api == APIPod }
-
-// Close implements driver.Driver. Sandboxes go on.
-func (d *Driver) Close() error {
-	d.shut()
-	d.cluster.close()
-	return nil
-}
 
 var errNotYet = fault.New(fault.Unimplemented, "kubernetes: not yet")

@@ -1,0 +1,193 @@
+package kubernetes
+
+import (
+	"context"
+	"strconv"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/fault"
+	"github.com/sandgate/sandgate/shared/sandbox"
+)
+
+// Stop implements driver.Driver.
+func (d *Driver) Stop(ctx context.Context, id sandbox.Identity) error {
+	return d.mutate(ctx, id.ID, func(w *work) error {
+		anchor, err := d.anchorOf(w, id)
+		if fault.Is(err, fault.NotFound) {
+			return d.podsGone(w, id, "")
+		}
+		if err != nil || anchor.GetDeletionTimestamp() != nil {
+			return err
+		}
+		state, err := d.look(w, anchor)
+		if err != nil || state.status(d, anchor).State == driver.Exited { // it has ended, and how is still to be seen
+			return err
+		}
+		return d.end(w, anchor, &state)
+	})
+}
+
+// rest sees to it that nothing of an earlier run is left, before the next one.
+func (d *Driver) rest(w *work, anchor *unstructured.Unstructured, state *runState) error {
+	switch st := state.status(d, anchor); st.State {
+	case driver.Running, driver.Ready, driver.Provisioning:
+		if state.told && state.run > 0 {
+			return fault.New(fault.FailedPrecondition, "sandbox %q still runs, as run %d", st.Identity.ID, state.run)
+		}
+	}
+	if state.run == 0 {
+		return nil
+	}
+	return d.end(w, anchor, state)
+}
+
+// end ends the run and waits until its pod is gone.
+func (d *Driver) end(w *work, anchor *unstructured.Unstructured, state *runState) error {
+	if state.told || state.stopped != state.run {
+		o := &unstructured.Unstructured{Object: map[string]any{}}
+		o.SetGroupVersionKind(anchor.GroupVersionKind())
+		o.SetNamespace(anchor.GetNamespace())
+		o.SetName(anchor.GetName())
+		o.SetUID(anchor.GetUID())
+		marks := map[string]string{runAnnotation: strconv.Itoa(state.run), stoppedAnnotation: strconv.Itoa(state.run)}
+		if code := state.exitCode(); code != nil {
+			marks[exitAnnotation] = strconv.Itoa(*code)
+		}
+		o.SetAnnotations(marks)
+		if !d.pods() {
+			d.cluster.setMode(o, false)
+		}
+		if _, err := d.cluster.apply(w, d.cluster.anchor(), o, runManager, true); err != nil {
+			if fault.Is(err, fault.Conflict) { // another uid: it was removed meanwhile
+				return d.podsGone(w, identity(anchor), anchor.GetNamespace())
+			}
+			return err
+		}
+		state.told, state.stopped = false, state.run
+	}
+	if state.pod != nil && d.pods() {
+		if err := d.cluster.remove(w, podResource, state.pod); err != nil {
+			return err
+		}
+	}
+	return d.podsGone(w, identity(anchor), anchor.GetNamespace())
+}
+
+// podsGone waits until no pod of a sandbox is left.
+func (d *Driver) podsGone(w *work, id sandbox.Identity, namespace string) error {
+	if namespace == "" {
+		namespace = d.scope(id)
+	}
+	return d.cluster.until(w, podResource, namespace, d.ours(id.ID), func(all map[string]*unstructured.Unstructured) bool {
+		return d.count(all, id.ID) == 0
+	})
+}
+
+// count is how many objects are of the very sandbox: a label may be a digest.
+func (d *Driver) count(all map[string]*unstructured.Unstructured, id string) int {
+	n := 0
+	for _, o := range all {
+		if o.GetAnnotations()[sandboxLabel] == id {
+			n++
+		}
+	}
+	return n
+}
+
+// Delete implements driver.Driver.
+func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
+	return d.mutate(ctx, r.Identity.ID, func(w *work) error {
+		anchor, err := d.anchorOf(w, r.Identity)
+		namespace := d.scope(r.Identity)
+		switch {
+		case fault.Is(err, fault.NotFound):
+		case err != nil:
+			return err
+		case anchor.GetAnnotations()[operationAnnotation] != r.Operation:
+			return nil // it is not what was asked for
+		default:
+			namespace = anchor.GetNamespace()
+			if err := d.cluster.remove(w, d.cluster.anchor(), anchor); err != nil {
+				return err
+			}
+		}
+		left, err := d.leftovers(w, namespace, r.Identity, r.Operation)
+		if err != nil {
+			return err
+		}
+		for _, l := range left {
+			if err := d.cluster.remove(w, l.resource, l.object); err != nil {
+				return err
+			}
+		}
+		return d.gone(w, namespace, r, left)
+	})
+}
+
+// gone waits until nothing of a sandbox is left.
+func (d *Driver) gone(w *work, namespace string, r *driver.DeleteRequest, left []leftover) error {
+	kinds := []resource{d.cluster.anchor(), podResource}
+	for _, l := range left {
+		kinds = append(kinds, l.resource)
+	}
+	seen := map[resource]bool{}
+	for _, k := range kinds {
+		if seen[k] {
+			continue
+		}
+		seen[k] = true
+		err := d.cluster.until(w, k, namespace, d.ours(r.Identity.ID), func(all map[string]*unstructured.Unstructured) bool {
+			for _, o := range all {
+				if d.bears(o, r.Identity, r.Operation) {
+					return false
+				}
+			}
+			return true
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leftover is an object that bears a sandbox's marks, beside the sandbox itself.
+type leftover struct {
+	resource resource
+	object   metav1.Object
+}
+
+// leftovers returns what bears the marks of a sandbox and an operation, but for the anchor and what only the Sandbox's
+// controller may remove.
+func (d *Driver) leftovers(ctx context.Context, namespace string, id sandbox.Identity, operation string) ([]leftover, error) {
+	kinds := make([]resource, 0, len(resources)+1)
+	for _, r := range resources {
+		if r.namespaced && d.cluster.writes[r] {
+			kinds = append(kinds, r)
+		}
+	}
+	if d.pods() {
+		kinds = append(kinds, podResource)
+	}
+	var out []leftover
+	for _, k := range kinds {
+		all, _, err := d.cluster.list(ctx, k, namespace, d.ours(id.ID))
+		if err != nil {
+			return nil, err
+		}
+		for i := range all {
+			if d.bears(&all[i], id, operation) && !d.isAnchor(k, &all[i]) {
+				out = append(out, leftover{resource: k, object: &all[i]})
+			}
+		}
+	}
+	return out, nil
+}
+
+// isAnchor tells a plain Pod's anchor from a ConfigMap of its plan.
+func (d *Driver) isAnchor(r resource, o metav1.Object) bool {
+	return r == d.cluster.anchor() && o.GetName() == d.sandboxName(identity(o))
+}
