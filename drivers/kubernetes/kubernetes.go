@@ -54,9 +54,10 @@ type Config struct {
 	DefaultImage     string
 	ImagePullPolicy  string
 	ImagePullSecrets []string
-	ServiceAccount   string // of the pods
-	RuntimeClass     string // of pods that ask for none
-	StorageSize      string // of the workspace volume, for example "2Gi"; "" for none
+	Secrets          []string // those of Namespace that plans may copy, beside ImagePullSecrets
+	ServiceAccount   string   // of the pods
+	RuntimeClass     string   // of pods that ask for none
+	StorageSize      string   // of the workspace volume, for example "2Gi"; "" for none
 	StorageClass     string
 
 	NoDryRun    bool          // do not ask the API server before anything is made

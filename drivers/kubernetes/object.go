@@ -19,6 +19,8 @@ type object struct {
 	// Whole has the fields of every owner, and the marks.
 	Whole *unstructured.Unstructured
 	Scope plan.Scope
+	// Source is the Secret in the driver's own namespace of which it is a copy, or "". No value is in a plan.
+	Source string
 	// Owners say who sets what of it. The first one makes it and sets the marks too: the driver, where it sets more than
 	// those, else the extension whose object it is. Each has apiVersion, kind, name and namespace.
 	Owners []ownerFields
