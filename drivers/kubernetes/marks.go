@@ -130,9 +130,10 @@ func (d *Driver) sandboxName(id sandbox.Identity) string {
 	return fit(name)
 }
 
-// sideName is the real name of an object of a sandbox's plan, beside the sandbox itself.
+// sideName is the real name of an object of a sandbox's plan, beside the sandbox itself. No name of a plan holds "--", so
+// that no two pairs make one name.
 func (d *Driver) sideName(id sandbox.Identity, planName string) string {
-	return fit(d.sandboxName(id) + "-" + planName)
+	return fit(d.sandboxName(id) + "--" + planName)
 }
 
 // tokenSecret is the Secret that holds a sandbox's token.

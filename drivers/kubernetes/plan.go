@@ -28,7 +28,6 @@ const (
 	kindService          = "Service"
 	mainObject           = "main"      // the one Sandbox and the one PodTemplate of a sandbox
 	workspaceObject      = "workspace" // the Namespace that is a workspace's own
-	agentContainer       = "agent"     // the container of the sandbox's command
 	workspaceVolume      = "workspace" // what it keeps from run to run
 	workspaceMount       = "/sandbox"
 	tokenVolume          = "sandgate-token"

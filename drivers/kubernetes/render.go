@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -393,7 +394,14 @@ func items(m map[string]any, list string) []map[string]any {
 
 // checkName refuses the name of an object of a plan that its real name could not be made of.
 func checkName(o plan.Object) error {
-	if why := validation.IsDNS1123Label(o.Name); len(why) > 0 {
+	why := validation.IsDNS1123Label(o.Name)
+	switch {
+	case strings.Contains(o.Name, "--"):
+		why = []string{`it holds "--", which parts it from the name of the sandbox`}
+	case o.Kind == kindSecret && o.Name == "token":
+		why = []string{"it is that of the sandbox's token"}
+	}
+	if len(why) > 0 {
 		return fault.New(fault.Invalid, "%s: its name cannot be a name in Kubernetes: %s", o.Ref(), why[0])
 	}
 	return nil
