@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -122,7 +123,7 @@ func (c *cluster) rights(ctx context.Context, cfg Config) error {
 	var mu sync.Mutex
 	c.writes = map[resource]bool{}
 	g, ctx := errgroup.WithContext(ctx)
-	for _, r := range resources {
+	for _, r := range append(slices.Clone(resources), podResource) {
 		g.Go(func() error {
 			if !r.namespaced && !c.wide {
 				return nil

@@ -2,8 +2,10 @@ package kubernetes
 
 import (
 	"context"
+	"slices"
 	"strconv"
 
+	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -47,26 +49,14 @@ func (d *Driver) rest(w *work, anchor *unstructured.Unstructured, state *runStat
 // end ends the run and waits until its pod is gone.
 func (d *Driver) end(w *work, anchor *unstructured.Unstructured, state *runState) error {
 	if state.told || state.stopped != state.run {
-		o := &unstructured.Unstructured{Object: map[string]any{}}
-		o.SetGroupVersionKind(anchor.GroupVersionKind())
-		o.SetNamespace(anchor.GetNamespace())
-		o.SetName(anchor.GetName())
-		o.SetUID(anchor.GetUID())
-		marks := map[string]string{runAnnotation: strconv.Itoa(state.run), stoppedAnnotation: strconv.Itoa(state.run)}
+		marks := map[string]string{stoppedAnnotation: strconv.Itoa(state.run)}
 		if code := state.exitCode(); code != nil {
 			marks[exitAnnotation] = strconv.Itoa(*code)
 		}
-		o.SetAnnotations(marks)
-		if !d.pods() {
-			d.cluster.setMode(o, false)
-		}
-		if _, err := d.cluster.apply(w, d.cluster.anchor(), o, runManager, true); err != nil {
-			if fault.Is(err, fault.Conflict) { // another uid: it was removed meanwhile
-				return d.podsGone(w, identity(anchor), anchor.GetNamespace())
-			}
+		err := d.noteRun(w, anchor, state, marks)
+		if err != nil && !fault.Is(err, fault.Conflict) { // another uid: it was removed meanwhile
 			return err
 		}
-		state.told, state.stopped = false, state.run
 	}
 	if state.pod != nil && d.pods() {
 		if err := d.cluster.remove(w, podResource, state.pod); err != nil {
@@ -74,6 +64,18 @@ func (d *Driver) end(w *work, anchor *unstructured.Unstructured, state *runState
 		}
 	}
 	return d.podsGone(w, identity(anchor), anchor.GetNamespace())
+}
+
+// noteRun ends a run and writes what is known of it.
+func (d *Driver) noteRun(w *work, anchor *unstructured.Unstructured, state *runState, marks map[string]string) error {
+	o := bare(anchor)
+	marks[runAnnotation] = strconv.Itoa(state.run)
+	o.SetAnnotations(marks)
+	if !d.pods() {
+		d.cluster.setMode(o, false)
+	}
+	_, err := d.cluster.apply(w, d.cluster.anchor(), o, runManager, true)
+	return err
 }
 
 // podsGone waits until no pod of a sandbox is left.
@@ -114,7 +116,7 @@ func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
 				return err
 			}
 		}
-		left, err := d.leftovers(w, namespace, r.Identity, r.Operation)
+		left, err := d.leftovers(w, namespace, r.Identity, r.Operation, anchor == nil)
 		if err != nil {
 			return err
 		}
@@ -160,31 +162,36 @@ type leftover struct {
 	object   metav1.Object
 }
 
-// leftovers returns what bears the marks of a sandbox and an operation, but for the anchor and what only the Sandbox's
-// controller may remove.
-func (d *Driver) leftovers(ctx context.Context, namespace string, id sandbox.Identity, operation string) ([]leftover, error) {
+// leftovers returns what bears the marks of a sandbox and an operation, but for the anchor and, unless it is an orphan, the
+// Sandbox's pod, which its controller removes.
+func (d *Driver) leftovers(ctx context.Context, namespace string, id sandbox.Identity, operation string, orphans bool) ([]leftover, error) {
 	kinds := make([]resource, 0, len(resources)+1)
 	for _, r := range resources {
 		if r.namespaced && d.cluster.writes[r] {
 			kinds = append(kinds, r)
 		}
 	}
-	if d.pods() {
+	if d.pods() || orphans && d.cluster.writes[podResource] {
 		kinds = append(kinds, podResource)
 	}
-	var out []leftover
-	for _, k := range kinds {
-		all, _, err := d.cluster.list(ctx, k, namespace, d.ours(id.ID))
-		if err != nil {
-			return nil, err
-		}
-		for i := range all {
-			if d.bears(&all[i], id, operation) && !d.isAnchor(k, &all[i]) {
-				out = append(out, leftover{resource: k, object: &all[i]})
+	found := make([][]leftover, len(kinds))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for i, k := range kinds {
+		g.Go(func() error {
+			all, _, err := d.cluster.list(ctx, k, namespace, d.ours(id.ID))
+			for _, o := range pointers(all) {
+				if d.bears(o, id, operation) && !d.isAnchor(k, o) {
+					found[i] = append(found[i], leftover{resource: k, object: o})
+				}
 			}
-		}
+			return err
+		})
 	}
-	return out, nil
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return slices.Concat(found...), nil
 }
 
 // isAnchor tells a plain Pod's anchor from a ConfigMap of its plan.

@@ -234,23 +234,13 @@ func (m *making) drop() error {
 		if e.Operation != metav1.ManagedFieldsOperationApply || !strings.HasPrefix(e.Manager, manager("")) || m.applied[e.Manager] != "" {
 			continue
 		}
-		got, err := m.d.cluster.apply(m.work, m.at, m.bare(), e.Manager, false)
+		got, err := m.d.cluster.apply(m.work, m.at, bare(m.anchor), e.Manager, false)
 		if err != nil {
 			return err
 		}
 		m.anchor = got
 	}
 	return nil
-}
-
-// bare is the Sandbox with nothing set.
-func (m *making) bare() *unstructured.Unstructured {
-	o := &unstructured.Unstructured{Object: map[string]any{}}
-	o.SetGroupVersionKind(m.at.gvk)
-	o.SetNamespace(m.namespace)
-	o.SetName(m.anchor.GetName())
-	o.SetUID(m.anchor.GetUID())
-	return o
 }
 
 // fieldsOf says which fields a manager has set with its applies.
@@ -275,7 +265,7 @@ func (m *making) run() error {
 		if err := m.complete(); err != nil {
 			return err
 		}
-		o := m.bare()
+		o := bare(m.anchor)
 		o.SetResourceVersion(m.anchor.GetResourceVersion())
 		o.SetAnnotations(map[string]string{runAnnotation: strconv.Itoa(m.r.Run)})
 		m.d.cluster.setMode(o, true)
@@ -360,7 +350,7 @@ func (m *making) runPod() error {
 	if _, err := m.createPod(o); err != nil {
 		return err
 	}
-	a := m.bare()
+	a := bare(m.anchor)
 	a.SetAnnotations(map[string]string{runAnnotation: strconv.Itoa(m.r.Run)})
 	_, err := m.d.cluster.apply(m.work, m.at, a, runManager, true)
 	return err
@@ -392,7 +382,7 @@ func noServiceAccount(err error) bool {
 
 // prune removes what an earlier run had beside the sandbox, and this one has not.
 func (m *making) prune() error {
-	left, err := m.d.leftovers(m.work, m.namespace, m.r.Identity, m.r.Operation)
+	left, err := m.d.leftovers(m.work, m.namespace, m.r.Identity, m.r.Operation, false)
 	if err != nil {
 		return err
 	}

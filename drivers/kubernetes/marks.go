@@ -34,6 +34,8 @@ const (
 	operationAnnotation = "sandgate.dev/operation"
 	runAnnotation       = "sandgate.dev/run"     // the run that was begun last
 	stoppedAnnotation   = "sandgate.dev/stopped" // the run that Stop ended
+	podAnnotation       = "sandgate.dev/pod"     // "run/uid" of the pod that the run has
+	lostAnnotation      = "sandgate.dev/lost"    // the run whose pod somebody else has taken away
 	exitAnnotation      = "sandgate.dev/exit-code"
 	objectsAnnotation   = "sandgate.dev/objects" // what the plan has besides, "Kind/name" by the real name, with commas
 )

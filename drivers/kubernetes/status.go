@@ -26,14 +26,19 @@ type runState struct {
 	run     int                        // that was begun last; 0: none yet
 	told    bool                       // the anchor says that it is to run
 	stopped int                        // the run that Stop ended
+	lost    int                        // the run whose pod somebody has taken away
+	had     string                     // the uid of the pod that the run has, where it is noted
 	pod     *unstructured.Unstructured // nil: there is none
 }
 
 // stateOf reads it from an anchor, without the pod.
 func (c *cluster) stateOf(anchor *unstructured.Unstructured) runState {
-	s := runState{run: number(anchor, runAnnotation), stopped: number(anchor, stoppedAnnotation)}
+	s := runState{run: number(anchor, runAnnotation), stopped: number(anchor, stoppedAnnotation), lost: number(anchor, lostAnnotation)}
+	if run, uid, _ := strings.Cut(anchor.GetAnnotations()[podAnnotation], "/"); run == strconv.Itoa(s.run) {
+		s.had = uid
+	}
 	if c.api == APIPod {
-		s.told = s.run > 0 && s.stopped != s.run
+		s.told = s.run > 0 && s.stopped != s.run && s.lost != s.run
 	} else {
 		s.told = c.told(anchor)
 	}
@@ -185,6 +190,8 @@ func (s *runState) status(d *Driver, anchor *unstructured.Unstructured) *driver.
 		st.Run = 1
 	case !s.told && pod != nil:
 		st.State, st.Reason, st.Message = driver.Running, "Stopping", "the pod is being removed"
+	case !s.told && s.lost == s.run && s.stopped != s.run, d.pods() && s.told && pod == nil:
+		st.State, st.Reason, st.Message = driver.Lost, "PodRemoved", "somebody else has removed the pod"
 	case !s.told && s.stopped == s.run:
 		st.State = driver.Stopped
 		if code, err := strconv.Atoi(a[exitAnnotation]); err == nil {
@@ -194,8 +201,6 @@ func (s *runState) status(d *Driver, anchor *unstructured.Unstructured) *driver.
 		st.State, st.Reason, st.Message = driver.Stopped, "SuspendedByOthers", "somebody has suspended the Sandbox"
 	case pod != nil:
 		d.running(st, pod, anchor)
-	case d.pods():
-		st.State, st.Reason, st.Message = driver.Lost, "PodRemoved", "somebody has removed the pod"
 	default:
 		d.waiting(st, anchor)
 	}

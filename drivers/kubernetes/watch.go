@@ -106,9 +106,10 @@ type change struct {
 
 // Watch implements driver.Driver.
 func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
-	w := &watcher{view: newView(d), told: map[string]*driver.Status{}, fn: fn}
+	w := &watcher{view: newView(d), told: map[string]*driver.Status{}, noted: map[string]string{}, fn: fn}
 	all, cancel := context.WithCancel(ctx)
 	defer cancel()
+	w.ctx = all
 	g, inner := errgroup.WithContext(all)
 	changes := make(chan change)
 	for _, r := range []resource{d.cluster.anchor(), podResource} {
@@ -145,8 +146,10 @@ func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 // watcher tells what became of each sandbox.
 type watcher struct {
 	*view
-	told map[string]*driver.Status
-	fn   func(driver.Event) error
+	ctx   context.Context   // of the watch
+	noted map[string]string // the pod of each sandbox's run, as it was noted
+	told  map[string]*driver.Status
+	fn    func(driver.Event) error
 }
 
 func (w *watcher) run(ctx context.Context, changes <-chan change) error {
@@ -190,6 +193,7 @@ func (w *watcher) tell(id string) error {
 		delete(w.told, id)
 		return w.fn(driver.Event{Deleted: old.Identity})
 	}
+	w.guard(id)
 	w.told[id] = st
 	return w.fn(driver.Event{Status: st})
 }

@@ -8,8 +8,12 @@ import (
 )
 
 // runManager owns whether a Sandbox runs, and the marks of its runs. They are apart from what the plan says, so that a run
-// can be ended by who does not have the plan.
-const runManager = "sandgate.run"
+// can be ended by who does not have the plan. Each apply of it says all that is known of the run, and so forgets the one
+// before. PodManager notes the run's pod, and may do so at any time.
+const (
+	runManager = "sandgate.run"
+	podManager = "sandgate.pod"
+)
 
 // setMode says whether a Sandbox runs.
 func (c *cluster) setMode(o *unstructured.Unstructured, runs bool) {
@@ -43,6 +47,16 @@ func setAnnotation(o *unstructured.Unstructured, key, value string) {
 	}
 	a[key] = value
 	o.SetAnnotations(a)
+}
+
+// bare is an anchor with nothing set.
+func bare(anchor *unstructured.Unstructured) *unstructured.Unstructured {
+	o := &unstructured.Unstructured{Object: map[string]any{}}
+	o.SetGroupVersionKind(anchor.GroupVersionKind())
+	o.SetNamespace(anchor.GetNamespace())
+	o.SetName(anchor.GetName())
+	o.SetUID(anchor.GetUID())
+	return o
 }
 
 // ownedBy is the reference of what goes with a sandbox.
