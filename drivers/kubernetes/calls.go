@@ -101,6 +101,18 @@ func (c *cluster) list(ctx context.Context, r resource, namespace, selector stri
 	return all, version, err
 }
 
+// now is the version from which on changes are new.
+func (c *cluster) now(ctx context.Context, r resource, namespace string) (version string, err error) {
+	err = c.patiently(ctx, "list", r.gvr.Resource, func(ctx context.Context) error {
+		page, err := c.at(r, namespace).List(ctx, metav1.ListOptions{Limit: 1})
+		if err == nil {
+			version = page.GetResourceVersion()
+		}
+		return err
+	})
+	return version, err
+}
+
 // apply writes an owner's fields.
 func (c *cluster) apply(w *work, r resource, o *unstructured.Unstructured, manager string, force bool) (*unstructured.Unstructured, error) {
 	if w.Err() != nil {

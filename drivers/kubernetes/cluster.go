@@ -30,6 +30,7 @@ type cluster struct {
 	typed    kubernetes.Interface
 	patience time.Duration
 
+	events   bool   // it may watch events
 	api      string // APIV1Beta1, APIV1Alpha1 or APIPod
 	version  string
 	instance string            // the cluster's id
@@ -119,6 +120,9 @@ func (c *cluster) rights(ctx context.Context, cfg Config) error {
 		namespace = ""
 	case cfg.Mode != Shared:
 		return fault.New(fault.FailedPrecondition, "the account may not list %s in all namespaces, which mode %q needs", c.anchor().gvr.Resource, cfg.Mode)
+	}
+	if c.events, err = c.may(ctx, "watch", eventResource, namespace); err != nil {
+		return err
 	}
 	var mu sync.Mutex
 	c.writes = map[resource]bool{}

@@ -22,10 +22,11 @@ type view struct {
 	d       *Driver
 	anchors map[string]*unstructured.Unstructured            // by sandbox
 	pods    map[string]map[string]*unstructured.Unstructured // by sandbox and uid
+	names   map[string]string                                // the sandbox by namespace/name of its anchor and pod
 }
 
 func newView(d *Driver) *view {
-	return &view{d: d, anchors: map[string]*unstructured.Unstructured{}, pods: map[string]map[string]*unstructured.Unstructured{}}
+	return &view{d: d, anchors: map[string]*unstructured.Unstructured{}, pods: map[string]map[string]*unstructured.Unstructured{}, names: map[string]string{}}
 }
 
 // put takes an object into the view and returns the sandbox that it is of, "" if of none.
@@ -45,6 +46,7 @@ func (v *view) put(r resource, o *unstructured.Unstructured) string {
 		return "" // a ConfigMap of a plan
 	}
 	v.anchors[id] = o
+	v.names[o.GetNamespace()+"/"+o.GetName()] = id
 	return id
 }
 
@@ -61,6 +63,7 @@ func (v *view) drop(r resource, o *unstructured.Unstructured) string {
 		return ""
 	}
 	delete(v.anchors, id)
+	delete(v.names, o.GetNamespace()+"/"+o.GetName())
 	return id
 }
 
@@ -112,16 +115,9 @@ func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 	w.ctx = all
 	g, inner := errgroup.WithContext(all)
 	changes := make(chan change)
-	for _, r := range []resource{d.cluster.anchor(), podResource} {
-		found, version, err := d.cluster.list(ctx, r, d.everywhere(), d.ours(""))
-		if err != nil {
-			return err
-		}
-		for _, o := range pointers(found) {
-			w.put(r, o)
-		}
+	follow := func(r resource, version, selector string) {
 		g.Go(func() error {
-			opts := metav1.ListOptions{LabelSelector: d.ours(""), ResourceVersion: version}
+			opts := metav1.ListOptions{LabelSelector: selector, ResourceVersion: version}
 			return d.cluster.follow(inner, r, d.everywhere(), opts, func(e watch.Event) (bool, error) {
 				select {
 				case changes <- change{r, e}:
@@ -131,6 +127,23 @@ func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 				}
 			})
 		})
+	}
+	for _, r := range []resource{d.cluster.anchor(), podResource} {
+		found, version, err := d.cluster.list(ctx, r, d.everywhere(), d.ours(""))
+		if err != nil {
+			return err
+		}
+		for _, o := range pointers(found) {
+			w.put(r, o)
+		}
+		follow(r, version, d.ours(""))
+	}
+	if d.cluster.events {
+		now, err := d.cluster.now(ctx, eventResource, d.everywhere())
+		if err != nil {
+			return err
+		}
+		follow(eventResource, now, "") // events have no labels
 	}
 	g.Go(func() error { return w.run(inner, changes) })
 	err := g.Wait()
@@ -168,6 +181,12 @@ func (w *watcher) run(ctx context.Context, changes <-chan change) error {
 		case c := <-changes:
 			o, is := c.event.Object.(*unstructured.Unstructured)
 			if !is {
+				continue
+			}
+			if c.resource == eventResource {
+				if err := w.heard(c.event.Type, o); err != nil {
+					return err
+				}
 				continue
 			}
 			put := w.put

@@ -34,9 +34,6 @@ func (d *Driver) EnsureWorkspace(ctx context.Context, r *driver.WorkspaceRequest
 				return err
 			}
 		}
-		if d.cfg.Mode == Managed {
-			return answer(d.copyPullSecrets(w, r.Workspace))
-		}
 		return nil
 	})
 }
@@ -85,28 +82,6 @@ func (d *Driver) admitted(ctx context.Context, namespace string) error {
 func hasLabel(o metav1.Object, label string) bool {
 	selector, err := labels.Parse(label)
 	return err == nil && label != "" && selector.Matches(labels.Set(o.GetLabels()))
-}
-
-// copyPullSecrets gives a workspace's namespace the credentials of registries, as the gateway's own namespace has them.
-func (d *Driver) copyPullSecrets(w *work, ws sandbox.Workspace) error {
-	r, _ := d.cluster.resourceOf("Secret")
-	for _, name := range d.cfg.ImagePullSecrets {
-		have, err := d.cluster.get(w, r, d.cfg.Namespace, name)
-		if err != nil {
-			return err
-		}
-		o := &unstructured.Unstructured{Object: map[string]any{"type": have.Object["type"], "data": have.Object["data"]}}
-		o.SetGroupVersionKind(r.gvk)
-		o.SetNamespace(d.workspaceNamespace(ws.Name))
-		o.SetName(name)
-		l, a := d.workspaceMarks(ws)
-		o.SetLabels(l)
-		o.SetAnnotations(a)
-		if _, err := d.cluster.apply(w, r, o, manager(driverOwner), false); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // DeleteWorkspace implements driver.Driver.

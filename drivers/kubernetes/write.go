@@ -72,9 +72,18 @@ func (d *Driver) applyObject(w *work, o object, anchor *unstructured.Unstructure
 	if !known {
 		return fault.New(fault.Invalid, "%s: the driver cannot make a %s", o.ref(), o.GVK.Kind)
 	}
-	var made *unstructured.Unstructured
+	var made, source *unstructured.Unstructured
+	if o.Source != "" {
+		var err error
+		if source, err = d.cluster.get(w, r, d.cfg.Namespace, o.Source); err != nil {
+			return err
+		}
+	}
 	for _, own := range o.Owners {
 		fields := own.Fields.DeepCopy()
+		if made == nil && source != nil {
+			fields.Object["type"], fields.Object["data"] = source.Object["type"], source.Object["data"]
+		}
 		if made == nil && anchor != nil && o.Namespace == anchor.GetNamespace() {
 			fields.SetOwnerReferences([]metav1.OwnerReference{d.cluster.ownedBy(anchor)})
 		}
