@@ -90,6 +90,9 @@ func (h *Held) Ended() bool {
 
 // Wait returns when the process has ended, or with an error when ctx has.
 func (h *Held) Wait(ctx context.Context) error {
+	if err := h.file.SetReadDeadline(time.Time{}); err != nil { // an earlier wait may have used it up
+		return err
+	}
 	stop := context.AfterFunc(ctx, func() { _ = h.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	err := h.conn.Read(readable)
@@ -125,10 +128,6 @@ func (p Process) Finish(ctx context.Context, grace time.Duration) error {
 		err := h.Wait(limited)
 		cancel()
 		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		// The deadline is used up; the next wait is a new one.
-		if err := h.file.SetReadDeadline(time.Time{}); err != nil {
 			return err
 		}
 	}

@@ -34,10 +34,10 @@ func newBench(t *testing.T) *bench {
 	if b.kernel, err = s.Kernel(t.Context(), vmtest.Kernel); err != nil {
 		t.Fatal(err)
 	}
-	if b.initramfs, err = s.Initramfs(t.Context(), vmtest.Init(t), vmtest.Modules); err != nil {
+	if b.initramfs, err = s.Initramfs(t.Context(), vmtest.Init(t, b.dir), vmtest.Modules); err != nil {
 		t.Fatal(err)
 	}
-	root, err := s.Root(t.Context(), vmtest.Image(t))
+	root, err := s.Root(t.Context(), vmtest.Image(t, b.dir))
 	if err != nil {
 		t.Fatal(err)
 	}

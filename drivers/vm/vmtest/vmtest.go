@@ -31,10 +31,10 @@ func Need(t testing.TB) {
 	}
 }
 
-// Init builds the first process of machines, and returns its path.
-func Init(t testing.TB) string {
+// Init builds the first process of machines in a directory, and returns its path.
+func Init(t testing.TB, dir string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "guest-init")
+	path := filepath.Join(dir, "guest-init")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "github.com/sandgate/sandgate/drivers/vm/guest-init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if said, err := cmd.CombinedOutput(); err != nil {
@@ -43,10 +43,10 @@ func Init(t testing.TB) string {
 	return path
 }
 
-// Image makes a root directory with busybox, and returns its path.
-func Image(t testing.TB) string {
+// Image makes a root directory with busybox in a directory, and returns its path.
+func Image(t testing.TB, dir string) string {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "image")
+	dir = filepath.Join(dir, "image")
 	for _, d := range []string{"bin", "etc", "root", "tmp", "proc", "sys", "dev", "run"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
