@@ -28,6 +28,8 @@ type cluster struct {
 	http     *http.Client
 	dynamic  dynamic.Interface
 	typed    kubernetes.Interface
+	config   *rest.Config
+	maker    dynamic.Interface // speaks for who makes the pods; nil: the driver may not
 	patience time.Duration
 
 	events   bool   // it may watch events
@@ -56,7 +58,7 @@ func connect(cfg Config) (*cluster, error) {
 	if cfg.Impersonate != "" {
 		rc.Impersonate = rest.ImpersonationConfig{UserName: cfg.Impersonate}
 	}
-	c := &cluster{patience: cfg.Patience}
+	c := &cluster{patience: cfg.Patience, config: rc}
 	if c.http, err = rest.HTTPClientFor(rc); err == nil {
 		c.dynamic, err = dynamic.NewForConfigAndClient(rc, c.http)
 	}
@@ -105,7 +107,10 @@ func (c *cluster) probe(ctx context.Context, cfg Config) error {
 	case !apierrors.IsForbidden(err):
 		return failed("get", "namespace kube-system", err)
 	}
-	return c.rights(ctx, cfg)
+	if err := c.rights(ctx, cfg); err != nil {
+		return err
+	}
+	return c.findMaker(ctx, cfg)
 }
 
 // rights asks what the account may do: in all namespaces, or else in the one of the sandboxes.

@@ -60,6 +60,7 @@ type Config struct {
 	StorageSize      string   // of the workspace volume, for example "2Gi"; "" for none
 	StorageClass     string
 
+	Controller  string        // the user that makes the pods of Sandboxes: policies are asked about pods in its name
 	NoDryRun    bool          // do not ask the API server before anything is made
 	StopTimeout time.Duration // how long a pod has to end
 	Patience    time.Duration // how long a call waits for an API server that is away
@@ -76,6 +77,7 @@ func (c Config) withDefaults() Config {
 	set(&c.Mode, Shared)
 	set(&c.API, APIAuto)
 	set(&c.ServiceAccount, "default")
+	set(&c.Controller, "system:serviceaccount:agent-sandbox-system:agent-sandbox-controller")
 	if c.StopTimeout == 0 {
 		c.StopTimeout = 30 * time.Second
 	}
@@ -90,10 +92,11 @@ func (c Config) withDefaults() Config {
 
 // Driver implements driver.Driver.
 type Driver struct {
-	cfg     Config
-	cluster *cluster
-	about   *driver.Description
-	ones    keyed // one mutating call for a sandbox or workspace at a time
+	cfg      Config
+	cluster  *cluster
+	about    *driver.Description
+	ones     keyed // one mutating call for a sandbox or workspace at a time
+	verdicts judged
 
 	calls  sync.WaitGroup // mutating calls whose callers may be gone
 	closed context.Context

@@ -124,10 +124,7 @@ func (r *renderer) place(o plan.Object) (namespace, name string) {
 	}
 	said, _, _ := unstructured.NestedString(o.Fields, "metadata", "namespace")
 	if ns := r.namespace(said); ns != "" && ns != r.home {
-		if r.scope == plan.ScopeWorkspace {
-			return ns, o.Name
-		}
-		return ns, r.name(o.Name)
+		return ns, o.Name
 	}
 	return r.home, r.name(o.Name)
 }
@@ -221,6 +218,9 @@ func (r *renderer) other(res resource, o plan.Object) (object, error) {
 	}
 	out := object{GVK: res.gvk, Kind: o.Kind, PlanName: o.Name, Scope: r.scope}
 	out.Namespace, out.Name = r.place(o)
+	if r.scope == plan.ScopeSandbox && out.Namespace != r.home {
+		return out, fault.New(fault.Invalid, "%s has metadata.namespace %q: an object of a sandbox is in the sandbox's namespace, %s", o.Ref(), out.Namespace, r.home)
+	}
 	if shared := r.scope == plan.ScopeWorkspace && r.d.cfg.Mode == Shared && out.Namespace == r.d.cfg.Namespace; shared && (o.Kind == kindResourceQuota || o.Kind == kindLimitRange) {
 		return out, fault.New(fault.FailedPrecondition, "%s would bind every workspace in the namespace %s: it needs metadata.namespace, a Namespace of its workspace's own", o.Ref(), out.Namespace)
 	}

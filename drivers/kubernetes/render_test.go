@@ -142,7 +142,7 @@ func checkParts(t *rapid.T, p *planner, o object, owned map[string]string) {
 				t.Fatalf("%s: the mark %s is of %s", o.ref(), path, owners[0])
 			}
 		default:
-			if want, known := owned[inPlan(o, path)]; known && want != owners[0] {
+			if want, known := owned[placeInPlan(o, path)]; known && want != owners[0] {
 				t.Fatalf("%s %s is of %s, in the plan %s has it", o.ref(), path, owners[0], want)
 			}
 		}
@@ -159,8 +159,8 @@ func checkParts(t *rapid.T, p *planner, o object, owned map[string]string) {
 	}
 }
 
-// inPlan is the ref and path in the plan of a field of an object.
-func inPlan(o object, path string) string {
+// placeInPlan is the ref and path in the plan of a field of an object.
+func placeInPlan(o object, path string) string {
 	if o.Kind != kindSandbox {
 		return o.ref() + " " + path
 	}
