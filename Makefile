@@ -1,6 +1,6 @@
 # Every target works on a fresh Linux machine with Go, as root and as an ordinary user.
 .DEFAULT_GOAL := build
-.PHONY: build demo test unit generate lint bench check simulate mutants crash bench-docker bench-reload proto help clean
+.PHONY: build demo test unit generate lint bench check simulate mutants crash bench-docker bench-reload bench-hops proto help clean
 
 build: ## build the gateway and the example extensions into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
@@ -43,6 +43,9 @@ bench-docker: ## the rate of creates on Docker, with two extensions, beside the 
 
 bench-reload: ## how many creates a second there may be while configuration and programs change
 	go test -count=1 -timeout 20m -v -run TestLoadWhileEverythingChanges ./gateway/internal/daemon -load-figures
+
+bench-hops: ## what each gateway in a chain of drivers from outside adds to create, get and watch
+	go test -count=1 -timeout 20m -v -run TestWhatAHopCosts ./gateway/internal/daemon -hop-figures
 
 check: ## sizes: files over 500 lines, functions over 60
 	go test -run TestSizes -v . | grep -v '^---\|^===\|^PASS\|^ok'
