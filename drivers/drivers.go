@@ -41,6 +41,7 @@ func Types() map[string]Type {
 		"kubernetes": {Schema: kubernetesSchema(), Open: openKubernetes},
 		"native":     {Schema: nativeSchema(), Open: openNative},
 		"podman":     {Schema: podmanSchema(), Open: openPodman},
+		"vm":         {Schema: vmSchema(), Open: openVM},
 	}
 }
 

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -54,7 +55,7 @@ func (d *Driver) launch(ctx context.Context, m *meta, w *machine, r *driver.Star
 	files := []*os.File{tap}
 	defer func() { closeAll(files) }()
 	config := &guest.Config{Run: m.Run, Hostname: w.Hostname, Network: to, DropIns: w.dropins, Command: w.Command, Environment: environment(m.Root, w),
-		Directory: firstOf(w.Directory, m.Root.Directory, "/work"), User: firstOf(w.User, m.Root.User), PIDs: w.PIDs, Token: r.Token}
+		Directory: cmp.Or(w.Directory, m.Root.Directory, "/work"), User: cmp.Or(w.User, m.Root.User), PIDs: w.PIDs, Token: r.Token}
 	if len(config.Command) == 0 {
 		config.Command = m.Root.Command
 	}
@@ -104,15 +105,6 @@ func closeAll(files []*os.File) {
 			_ = f.Close()
 		}
 	}
-}
-
-func firstOf(s ...string) string {
-	for _, v := range s {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
 }
 
 // initrd makes what a guest boots with: what all have in common, and after it the configuration of this one run. It is a

@@ -34,9 +34,11 @@ var backends = []backend{
 	{"q35", "pci", []string{featureKernel, featureDropins, featureTAP, featurePCI}},
 }
 
+// MinMemMiB is the least memory that a machine has: with less Debian's kernel does not boot.
+const MinMemMiB = 96
+
 // Limits on what a plan may ask for.
 const (
-	minMemMiB  = 96 // below that Debian's kernel does not boot
 	maxVCPUs   = 255
 	maxDropins = 1 << 20 // bytes, of all of them
 	minVsock   = 3       // those below mean the host and the hypervisor
@@ -110,8 +112,8 @@ func (m *machine) size() error {
 	if m.VCPUs < 1 || m.VCPUs > maxVCPUs {
 		return invalid("vcpus", "%d is no number of processors: 1 to %d", m.VCPUs, maxVCPUs)
 	}
-	if m.MemMiB < minMemMiB {
-		return invalid("mem_mib", "%d MiB is too little for a machine; %d at least", m.MemMiB, minMemMiB)
+	if m.MemMiB < MinMemMiB {
+		return invalid("mem_mib", "%d MiB is too little for a machine; %d at least", m.MemMiB, MinMemMiB)
 	}
 	var host unix.Sysinfo_t
 	if err := unix.Sysinfo(&host); err != nil {

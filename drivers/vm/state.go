@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -286,7 +287,7 @@ func (d *Driver) judgeEnd(m *meta) exited {
 	case r.exit != nil:
 		e.Code, e.Reason, e.Text = &r.exit.Code, r.exit.Reason, r.exit.Message
 	case r.failed != nil:
-		e.Reason, e.Text = "GuestPrepareFailed", r.failed.Message
+		e.Reason, e.Text = r.failed.Reason, r.failed.Message
 	default:
 		if said := d.panicked(m); said != "" {
 			e.Reason, e.Text = "GuestPanicked", said
@@ -295,9 +296,7 @@ func (d *Driver) judgeEnd(m *meta) exited {
 		code := 137
 		e.Code, e.Reason, e.Text = &code, "MachineKilled", "QEMU ended, and its guest had not reported an end"
 	}
-	if e.Reason == "" {
-		e.Reason = "Exited"
-	}
+	e.Reason = cmp.Or(e.Reason, "Exited")
 	return e
 }
 

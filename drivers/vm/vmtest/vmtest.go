@@ -3,9 +3,11 @@
 package vmtest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -69,4 +71,14 @@ func Image(t testing.TB, dir string) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// Settings returns the block of a driver's settings, in HCL: small machines, without KVM, and an image "busybox". What
+// they are made from is in a directory of the test's. Further settings may be given.
+func Settings(t testing.TB, more ...string) string {
+	t.Helper()
+	Need(t)
+	dir := t.TempDir()
+	return fmt.Sprintf("config {\n  kernel = %q\n  modules = %q\n  init = %q\n  accel = \"tcg\"\n  memory_mib = 128\n  disk_mib = 64\n  default_image = \"busybox\"\n  root \"busybox\" {\n    path = %q\n  }\n%s\n}\n",
+		Kernel, Modules, Init(t, dir), Image(t, dir), strings.Join(more, "\n"))
 }

@@ -38,7 +38,7 @@ func TestTheExampleLoadsAndHasEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := options()
-	o.Types = append(o.Types, "docker", "podman")
+	o.Types = append(o.Types, "docker", "podman", "vm")
 	c, f := Load([]string{name}, o)
 	if f.HasErrors() {
 		t.Fatal(f)

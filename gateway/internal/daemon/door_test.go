@@ -19,6 +19,7 @@ import (
 
 	"github.com/sandgate/sandgate/drivers"
 	"github.com/sandgate/sandgate/drivers/container/enginetest"
+	"github.com/sandgate/sandgate/drivers/vm/vmtest"
 	"github.com/sandgate/sandgate/gateway/internal/api/openshelltest"
 	computev1 "github.com/sandgate/sandgate/shared/proto/compute/v1"
 )
@@ -45,6 +46,8 @@ var doorBases = map[string]doorBase{
 	"remote": {kind: "DriverSandbox", runs: []string{"/bin/sleep", "600"}, exits: []string{"/bin/sh", "-c", "sleep 0.3; exit 3"}, missing: []string{"/no/such/program"}, far: farGateway},
 	"program": {kind: "Process", runs: []string{"/bin/sleep", "600"}, exits: []string{"/bin/sh", "-c", "sleep 0.3; exit 3"}, missing: []string{"/no/such/program"},
 		far: func(t *testing.T) string { return fmt.Sprintf("  command = %q\n", driverProgram(t, t.TempDir())) }},
+	"vm": {kind: "LaunchPlan", image: "busybox", runs: untilTerm, exits: []string{"sh", "-c", "sleep 0.3; exit 3"},
+		far: func(t *testing.T) string { return vmtest.Settings(t, `stop_timeout = "2s"`) }},
 	"podman": {kind: "Container", engine: enginetest.Podman, setting: "socket", image: enginetest.Image, runs: untilTerm,
 		exits: []string{"sh", "-c", "sleep 0.3; exit 3"}},
 }
