@@ -378,7 +378,7 @@ func TestNoSpaceIsSaidInItsOwnCode(t *testing.T) {
 	for i, x := range noise { // nothing that can be compressed
 		noise[i] = x + byte(uint32(i)*2654435761>>13)
 	}
-	_, inRoot := s.Root(t.Context(), vmtest.Image(t))
+	_, inRoot := s.Root(t.Context(), vmtest.Image(t, t.TempDir()))
 	_, inKernel := s.Kernel(t.Context(), vmtest.Kernel)
 	if err := os.WriteFile(filepath.Join(small, "rest"), noise, 0o600); err == nil {
 		t.Fatal("there is space")
