@@ -1,8 +1,11 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/sandgate/sandgate/shared/fault"
@@ -40,28 +44,45 @@ func (c *cluster) dryRun(ctx context.Context, r resource, o *unstructured.Unstru
 	return err
 }
 
-// findMaker makes a client that speaks for who makes the pods of Sandboxes, where the driver may.
+// findMaker makes a client that speaks for who makes the pods of Sandboxes, where the driver may, and where that is who
+// makes them.
 func (c *cluster) findMaker(ctx context.Context, cfg Config) error {
 	if c.api == APIPod || cfg.NoDryRun || cfg.Impersonate != "" || cfg.Controller == "" {
 		return nil
 	}
-	ask := authorizationv1.ResourceAttributes{Verb: "impersonate", Resource: "users", Name: cfg.Controller}
+	speak := authorizationv1.ResourceAttributes{Verb: "impersonate", Resource: "users", Name: cfg.Controller}
 	if account, ok := strings.CutPrefix(cfg.Controller, "system:serviceaccount:"); ok {
-		ask.Resource = "serviceaccounts"
-		ask.Namespace, ask.Name, _ = strings.Cut(account, ":")
+		speak.Resource = "serviceaccounts"
+		speak.Namespace, speak.Name, _ = strings.Cut(account, ":")
 	}
-	r, err := c.typed.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
-		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &ask}}, metav1.CreateOptions{})
-	if err != nil {
-		return failed("ask", "whom the account may impersonate", err)
-	}
-	if !r.Status.Allowed {
-		return nil
+	if ok, err := allowed(ctx, c.typed, speak); err != nil || !ok {
+		return err
 	}
 	as := rest.CopyConfig(c.config)
 	as.Impersonate = rest.ImpersonationConfig{UserName: cfg.Controller}
-	c.maker, err = dynamic.NewForConfig(as)
+	maker, err := kubernetes.NewForConfig(as)
+	if err != nil {
+		return failed("speak for", cfg.Controller, err)
+	}
+	create := authorizationv1.ResourceAttributes{Verb: "create", Resource: podResource.gvr.Resource}
+	if cfg.Mode == Shared {
+		create.Namespace = cfg.Namespace
+	}
+	ok, err := allowed(ctx, maker, create)
+	if err == nil && ok {
+		c.maker, err = dynamic.NewForConfig(as)
+	}
 	return err
+}
+
+// allowed asks whether a client may do something.
+func allowed(ctx context.Context, as kubernetes.Interface, what authorizationv1.ResourceAttributes) (bool, error) {
+	r, err := as.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &what}}, metav1.CreateOptions{})
+	if err != nil {
+		return false, failed("ask", "who makes pods", err)
+	}
+	return r.Status.Allowed, nil
 }
 
 // lacksRight tells the refusal of RBAC from those of quotas and policies: they name the object.
@@ -113,15 +134,31 @@ func (j *judging) diagnostic(o object, r resource, whole *unstructured.Unstructu
 		return d
 	}
 	ref, segments := inPlan(o, r, segmentsOf(whole.Object, cause.Field))
-	d.Path = ref + "." + strings.Join(segments, ".")
-	if owner := ownerOf(j.r.Plan.Fields(), ref, strings.Join(segments, ".")); owner != "" {
+	d.Path = ref + "." + place(segments)
+	if owner := ownerOf(j.r.Plan.Fields(), ref, segments); owner != "" {
 		d.Detail = "It was set by " + string(owner) + "."
 	}
 	return d
 }
 
+// place writes segments as a plan does.
+func place(segments []string) string {
+	var b strings.Builder
+	for i, s := range segments {
+		switch {
+		case strings.ContainsAny(s, `.[]\`):
+			b.WriteString("[" + s + "]")
+		case i > 0:
+			b.WriteString("." + s)
+		default:
+			b.WriteString(s)
+		}
+	}
+	return b.String()
+}
+
 // inPlan is where a field of an object is in the plan.
-func inPlan(o object, r resource, segments []string) (ref string, place []string) {
+func inPlan(o object, r resource, segments []string) (ref string, in []string) {
 	pod := kindPodTemplate + "/" + mainObject
 	switch {
 	case r == podResource:
@@ -132,11 +169,15 @@ func inPlan(o object, r resource, segments []string) (ref string, place []string
 	return o.ref(), segments
 }
 
+// fieldPart is a name, or what stands in brackets.
+var fieldPart = regexp.MustCompile(`[^.\[\]]+|\[[^\]]*\]`)
+
 // segmentsOf takes a path of the API server's apart, such as spec.containers[1].resources.limits[cpu], and calls the items
 // of lists by their keys, as a plan does.
 func segmentsOf(tree any, path string) []string {
 	var out []string
-	for _, part := range strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' || r == ']' }) {
+	for _, part := range fieldPart.FindAllString(path, -1) {
+		part = strings.Trim(part, "[]")
 		switch node := tree.(type) {
 		case map[string]any:
 			tree = node[part]
@@ -145,14 +186,7 @@ func segmentsOf(tree any, path string) []string {
 			if err != nil || i < 0 || i >= len(node) {
 				return append(out, part)
 			}
-			tree = node[i]
-			item, _ := tree.(map[string]any)
-			for _, key := range []string{"name", "mountPath", "devicePath"} {
-				if s, ok := item[key].(string); ok {
-					part = s
-					break
-				}
-			}
+			tree, part = node[i], itemKey(node[i], part)
 		default:
 			tree = nil
 		}
@@ -161,23 +195,41 @@ func segmentsOf(tree any, path string) []string {
 	return out
 }
 
-// ownerOf returns who set a field of the plan: the field itself, the one that it lies in, or, if they are all one
-// owner's, those that lie in it.
-func ownerOf(fields []plan.Field, ref, path string) plan.Owner {
-	var inside []plan.Owner
-	for _, f := range fields {
-		if f.Object != ref {
-			continue
-		}
-		if path == f.Path || strings.HasPrefix(path, f.Path+".") {
-			return f.Owner
-		}
-		if strings.HasPrefix(f.Path, path+".") && !slices.Contains(inside, f.Owner) {
-			inside = append(inside, f.Owner)
+// itemKey is what a plan calls the item of a list: by its name, path or port; by its index where it has none.
+func itemKey(item any, index string) string {
+	o, _ := item.(map[string]any)
+	for _, key := range []string{"containerPort", "port"} {
+		if port, ok := o[key]; ok {
+			protocol, _ := o["protocol"].(string)
+			return fmt.Sprint(port) + "," + cmp.Or(protocol, "TCP")
 		}
 	}
-	if len(inside) == 1 {
-		return inside[0]
+	for _, key := range []string{"name", "mountPath", "devicePath"} {
+		if s, ok := o[key].(string); ok {
+			return s
+		}
+	}
+	return index
+}
+
+// ownerOf returns who set a field of the plan: the field itself, or what it lies in; or the only one who set anything
+// there.
+func ownerOf(fields []plan.Field, ref string, segments []string) plan.Owner {
+	for ; len(segments) > 0; segments = segments[:len(segments)-1] {
+		path := place(segments)
+		var owners []plan.Owner
+		for _, f := range fields {
+			below := strings.HasPrefix(f.Path, path+".") || strings.HasPrefix(f.Path, path+"[")
+			if f.Object == ref && (f.Path == path || below) && !slices.Contains(owners, f.Owner) {
+				owners = append(owners, f.Owner)
+			}
+		}
+		if len(owners) > 0 {
+			if len(owners) > 1 {
+				return ""
+			}
+			return owners[0]
+		}
 	}
 	return ""
 }
