@@ -290,6 +290,7 @@ func (c *checker) driver(b *driverBlock) Driver {
 	c.kind(b, &out)
 	for i, cfg := range b.Config {
 		c.single(i, cfg.Range, b.Config[0].Range, "config")
+		c.settable(b, cfg.Range)
 		out.Config = cfg.Body
 	}
 	for i, e := range b.Expose {
@@ -338,6 +339,16 @@ func (c *checker) kind(b *driverBlock, out *Driver) {
 	}
 	if len(b.Binds) > 0 && b.Base == "" {
 		c.wrong(b.Binds[0].Range, "Unexpected bind", "Extensions are bound to a composed driver: give the chain a driver block of its own with base = %q.", b.Name)
+	}
+}
+
+// settable refuses settings of a driver that has none: they would be ignored quietly, or are meant for another.
+func (c *checker) settable(b *driverBlock, at hcl.Range) {
+	switch {
+	case b.Base != "":
+		c.wrong(at, "Misplaced config", "A composed driver has no settings of its own. Those of its base stand in driver %q { config { … } }, those of an extension in extension \"NAME\" { config { … } }.", b.Base)
+	case b.Socket != "":
+		c.wrong(at, "Misplaced config", "What serves the socket has its settings from its own configuration: this gateway does not start it.")
 	}
 }
 

@@ -112,7 +112,7 @@ func (s *sources) load(o Options, f *Findings) *Config {
 	ctx := s.context(o)
 	for _, b := range bodies {
 		var one file
-		f.extend(gohcl.DecodeBody(b, ctx, &one))
+		f.extend(hinted(gohcl.DecodeBody(b, ctx, &one), b))
 		all.Gateways = append(all.Gateways, one.Gateways...)
 		all.Stores = append(all.Stores, one.Stores...)
 		all.Extensions = append(all.Extensions, one.Extensions...)
@@ -125,6 +125,27 @@ func (s *sources) load(o Options, f *Findings) *Config {
 	}
 	c.sources = s
 	return c
+}
+
+// hinted says where the settings of an extension or a driver stand, to whoever wrote them into the block itself.
+func hinted(diags hcl.Diagnostics, body hcl.Body) hcl.Diagnostics {
+	native, ok := body.(*hclsyntax.Body)
+	if !ok {
+		return diags
+	}
+	for _, d := range diags {
+		for _, b := range native.Blocks {
+			if d.Subject == nil || (b.Type != "driver" && b.Type != "extension") || strings.Contains(d.Detail, "Did you mean") {
+				continue
+			}
+			for _, a := range b.Body.Attributes {
+				if a.NameRange == *d.Subject {
+					d.Detail += fmt.Sprintf(" Settings of the %s itself stand in its config block.", b.Type)
+				}
+			}
+		}
+	}
+	return diags
 }
 
 // parse parses one file, of HCL's own syntax or of its JSON one, as the name says.

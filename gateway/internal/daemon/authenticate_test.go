@@ -182,9 +182,9 @@ func newStrangerSite(t *testing.T) (*site, *stranger) {
 }
 
 // openshell is an OpenShell gateway of the second generation in front of one of the site's doors.
-func (s *site) openshell(name string) *openshelltest.Gateway {
+func (s *site) openshell(name string, table openshelltest.Table) *openshelltest.Gateway {
 	s.t.Helper()
-	g, err := openshelltest.Open(s.t.Context(), openshelltest.Options{Socket: s.dir + "/" + name + ".d/driver.sock", Generation: openshelltest.Second})
+	g, err := openshelltest.Open(s.t.Context(), openshelltest.Options{Socket: s.dir + "/" + name + ".d/driver.sock", Generation: openshelltest.Second, Table: table})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func (s *site) openshell(name string) *openshelltest.Gateway {
 // says at a start reaches it, what it answers reaches the caller, and the secrets stay between the two.
 func TestABaseAuthenticatesItsSandboxes(t *testing.T) {
 	s, base := newStrangerSite(t)
-	acme, other := s.openshell("acme"), s.openshell("other")
+	acme, other := s.openshell("acme", openshelltest.Table{}), s.openshell("other", openshelltest.Table{})
 	if !acme.Capabilities().GetSupportsSandboxAuthentication() {
 		t.Fatal("it does not say that it authenticates")
 	}

@@ -33,7 +33,7 @@ func TestWhatAHopCosts(t *testing.T) {
 		below = s.chained(below)
 		s.start()
 		t.Cleanup(s.end)
-		sites, doors = append(sites, s), append(doors, s.openshell("acme"))
+		sites, doors = append(sites, s), append(doors, s.openshell("acme", openshelltest.Table{}))
 	}
 	figures := map[string][][]time.Duration{}
 	note := func(what string, hop int, d time.Duration) {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/sandgate/sandgate/gateway/internal/api/openshelltest"
 	computev1 "github.com/sandgate/sandgate/shared/proto/compute/v1"
 	gatewayv1 "github.com/sandgate/sandgate/shared/proto/gateway/v1"
 )
@@ -17,7 +18,7 @@ import (
 // look at the sandbox here.
 func TestWhatThePlatformSaysIsPassedOn(t *testing.T) {
 	s, base := newStrangerSite(t)
-	acme := s.openshell("acme")
+	acme := s.openshell("acme", openshelltest.Table{})
 	acme.Run(t.Context())
 	if err := acme.Create(t.Context(), wanted("box-1", "one"), "token"); err != nil {
 		t.Fatal(err)
