@@ -1,5 +1,6 @@
-// Command kube is the parts of a Kubernetes control plane in one program: etcd, kube-apiserver, kube-controller-manager
-// and kubectl, as "kube NAME args...". One program, because what they share is then compiled, linked and kept once.
+// Command kube is the parts of a Kubernetes control plane in one program: etcd, kube-apiserver, kube-controller-manager,
+// kubectl, and a stand-in for what cannot run here, as "kube NAME args...". One program, because what they share is then
+// compiled, linked and kept once.
 package main
 
 import (
@@ -16,11 +17,13 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+
+	"github.com/sandgate/sandgate/test/kube/standin"
 )
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: kube etcd|kube-apiserver|kube-controller-manager|kubectl args...")
+		fmt.Fprintln(os.Stderr, "usage: kube etcd|kube-apiserver|kube-controller-manager|kubectl|stand-in args...")
 		os.Exit(2)
 	}
 	os.Args = os.Args[1:]
@@ -36,6 +39,12 @@ func main() {
 		command = controllers.NewControllerManagerCommand()
 	case "kubectl":
 		command = kubectl.NewDefaultKubectlCommand()
+	case "stand-in":
+		if err := standin.Main(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	default:
 		fmt.Fprintf(os.Stderr, "kube: there is no program %q in it\n", os.Args[0])
 		os.Exit(2)

@@ -1,7 +1,8 @@
 // Package kubetest gives tests a real Kubernetes control plane of their own: etcd, kube-apiserver with RBAC on, and
 // kube-controller-manager, as processes on loopback and Unix sockets. One is started when the first test asks for it,
 // and ends with the test program, however that ends. It needs neither root nor a network. What no such plane has, the
-// Sandbox controller and the kubelet, a stand-in plays (package standin).
+// Sandbox controller and the kubelet, a stand-in plays: test/kube/standin says what it does, and which faults annotations
+// ask of it.
 package kubetest
 
 import (

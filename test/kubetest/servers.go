@@ -84,6 +84,9 @@ func (c *Cluster) start() error {
 		err = c.run("kube-controller-manager", c.controllerManager()...)
 	}
 	if err == nil {
+		err = c.StartStandIn()
+	}
+	if err == nil {
 		err = c.until(ctx, "kube-controller-manager", func() bool { return c.hasServiceAccount(ctx, "default") })
 	}
 	return err
@@ -112,9 +115,13 @@ func (c *Cluster) prepare() (err error) {
 		os.WriteFile(c.path("audit.yaml"), []byte(auditPolicy), 0o600)); err != nil {
 		return err
 	}
-	if c.Admin, err = c.kubeconfig("administrator", "system:masters"); err != nil {
-		return err
+	for user, groups := range map[string][]string{"administrator": {"system:masters"}, "system:kube-controller-manager": nil,
+		SandboxController: {"system:masters"}, kubelet: {"system:masters"}} {
+		if _, err := c.kubeconfig(user, groups...); err != nil {
+			return err
+		}
 	}
+	c.Admin = c.path("administrator.kubeconfig")
 	if c.config, err = c.ConfigOf(c.Admin); err != nil {
 		return err
 	}
@@ -143,7 +150,7 @@ kind: Policy
 omitStages: [RequestReceived]
 rules:
 - level: None
-  users: ["system:apiserver", "system:kube-controller-manager"]
+  users: ["system:apiserver", "system:kube-controller-manager", "system:node:stand-in"]
 - level: None
   userGroups: ["system:serviceaccounts:kube-system"]
 - level: Metadata
@@ -182,24 +189,14 @@ func (c *Cluster) controllerManager() []string {
 
 func (c *Cluster) path(name string) string { return filepath.Join(c.dir, name) }
 
-// run starts one of the program's servers.
+// run starts one of the program's servers, which ends with this process.
 func (c *Cluster) run(name string, args ...string) error {
-	if name == "kube-controller-manager" {
-		if _, err := c.kubeconfig("system:kube-controller-manager"); err != nil {
-			return err
-		}
-	}
-	return c.spawn(name, c.program, append([]string{name}, args...)...)
-}
-
-// spawn starts a process that ends with this one.
-func (c *Cluster) spawn(name, program string, args ...string) error {
 	log, err := os.OpenFile(c.path(name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	s := &server{cmd: exec.Command(program, args...), done: make(chan struct{})}
+	s := &server{cmd: exec.Command(c.program, append([]string{name}, args...)...), done: make(chan struct{})}
 	s.cmd.Dir, s.cmd.Stdout, s.cmd.Stderr = c.dir, log, log
 	s.cmd.ExtraFiles = []*os.File{c.lifeline}
 	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.dir, "TMPDIR=" + c.dir, "LIFELINE_FD=3"}
@@ -266,9 +263,26 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 	})
 }
 
+// SandboxController is who makes the pods of Sandboxes. Policies that judge the user judge it.
+const SandboxController = "system:serviceaccount:agent-sandbox-system:agent-sandbox-controller"
+
+const kubelet = "system:node:stand-in"
+
+// KillStandIn ends the Sandbox controller and the kubelet as a crash would.
+func (c *Cluster) KillStandIn() { c.kill("stand-in") }
+
+// StartStandIn starts them, again.
+func (c *Cluster) StartStandIn() error {
+	args := []string{"-kubelet=" + c.path(kubelet+".kubeconfig")}
+	if c.Kind != Plain {
+		args = append(args, "-controller="+c.path(SandboxController+".kubeconfig"), "-sandboxes="+string(c.Kind))
+	}
+	return c.run("stand-in", args...)
+}
+
 // Stop ends the servers, and removes what they have stored: it is worth no graceful end.
 func (c *Cluster) Stop() error {
-	for _, name := range []string{"kube-controller-manager", "kube-apiserver", "etcd"} {
+	for _, name := range []string{"stand-in", "kube-controller-manager", "kube-apiserver", "etcd"} {
 		c.kill(name)
 	}
 	if c.keeper != nil && c.keeper.Process != nil {
