@@ -29,8 +29,40 @@ type base struct {
 	drop    func() error // gives it up before it was opened
 }
 
-// openBase opens a base driver that is not open yet. What is wrong goes to the findings, and then there is none.
-func (d *Daemon) openBase(ctx context.Context, cfg *config.Config, c config.Driver, f *config.Findings) (driver.Driver, error) {
+// openBase takes a base driver for a generation, and opens it where it is not open yet. What is wrong goes to the findings,
+// and then there is none.
+func (d *Daemon) openBase(ctx context.Context, gen *generation, c config.Driver, f *config.Findings) (driver.Driver, error) {
+	d.opening.Lock()
+	defer d.opening.Unlock()
+	o := gen.bases[c.Name]
+	if o != nil {
+		return o.driver, nil
+	}
+	if gen.stored { // its settings may have been others; what began under it goes on with the driver as it is now
+		o = d.openAs(c.Name)
+	}
+	if o == nil {
+		var err error
+		if o, err = d.findBase(ctx, gen.config, c, f); o == nil {
+			return nil, err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	o.users++
+	d.open[c.Name], gen.bases[c.Name] = o, o
+	return o.driver, nil
+}
+
+// openAs returns the driver that is open under a name, or nil.
+func (d *Daemon) openAs(name string) *openDriver {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.open[name]
+}
+
+// findBase returns the driver of a block: the one that is open, where its settings are these, or one that it opens.
+func (d *Daemon) findBase(ctx context.Context, cfg *config.Config, c config.Driver, f *config.Findings) (*openDriver, error) {
 	b, err := d.base(ctx, c)
 	if err != nil {
 		f.Add(c.Range, "Driver cannot be launched", err.Error())
@@ -41,15 +73,12 @@ func (d *Daemon) openBase(ctx context.Context, cfg *config.Config, c config.Driv
 	if diags.HasErrors() {
 		return nil, b.drop()
 	}
-	d.mu.Lock()
-	o, ok := d.open[c.Name]
-	d.mu.Unlock()
-	if ok {
+	if o := d.openAs(c.Name); o != nil {
 		if o.setting != string(setting) || o.kind != b.kind {
 			f.Add(c.Range, "Driver cannot be changed while the gateway runs", fmt.Sprintf("The settings of driver %q differ from those that it was opened with: restart the gateway.", c.Name))
 			return nil, b.drop()
 		}
-		return o.driver, b.drop()
+		return o, b.drop()
 	}
 	data, err := filepath.Abs(cfg.Gateway.DataDir)
 	if err != nil {
@@ -70,10 +99,7 @@ func (d *Daemon) openBase(ctx context.Context, cfg *config.Config, c config.Driv
 	if put := d.opts.between.driver; put != nil {
 		drv = put(drv)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.open[c.Name] = openDriver{driver: drv, setting: string(setting), kind: b.kind, schema: b.schema, program: b.program}
-	return drv, nil
+	return &openDriver{driver: drv, setting: string(setting), kind: b.kind, schema: b.schema, program: b.program}, nil
 }
 
 func nothing() error { return nil }
@@ -96,10 +122,7 @@ func (d *Daemon) base(ctx context.Context, c config.Driver) (*base, error) {
 func (d *Daemon) driverProgram(ctx context.Context, c config.Driver) (*base, error) {
 	spec := supervisor.Spec{Name: c.Name, Command: c.Command, Checksum: c.Checksum, Unpinned: d.opts.Dev, Privileged: true}
 	kind := c.Command + " " + c.Checksum
-	d.mu.Lock()
-	o, ok := d.open[c.Name]
-	d.mu.Unlock()
-	if ok && o.kind == kind {
+	if o := d.openAs(c.Name); o != nil && o.kind == kind {
 		return &base{kind: kind, schema: o.schema, drop: nothing}, nil
 	}
 	h, err := d.supervisor.Launch(ctx, spec)

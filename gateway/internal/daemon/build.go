@@ -24,8 +24,15 @@ type generation struct {
 	engine.Generation
 	config     *config.Config
 	extensions map[string]*running
-	copies     map[string]string // extension -> the gateway's own copy of its program
+	bases      map[string]*openDriver // base drivers, by name
+	copies     map[string]string      // extension -> the gateway's own copy of its program
 	stored     bool
+}
+
+func newGeneration(cfg *config.Config) *generation {
+	g := &generation{config: cfg, extensions: map[string]*running{}, bases: map[string]*openDriver{}, copies: map[string]string{}}
+	g.Drivers = map[string]*engine.Driver{}
+	return g
 }
 
 func hash(s string) string {
@@ -38,11 +45,10 @@ func jitter() float64 { return rand.Float64() }
 // build launches what the configuration names and negotiates. What is wrong goes to the findings, at its place; an
 // error is what has no place there. After either, nothing that was launched for it is left.
 func (d *Daemon) build(ctx context.Context, cfg *config.Config, f *config.Findings) (_ *generation, err error) {
-	gen := &generation{config: cfg, extensions: map[string]*running{}, copies: map[string]string{}}
+	gen := newGeneration(cfg)
 	if gen.ID, err = d.catalog.next(ctx); err != nil {
 		return gen, err
 	}
-	gen.Drivers = map[string]*engine.Driver{}
 	defer func() {
 		if err != nil || f.HasErrors() {
 			err = errors.Join(err, d.retire(gen))
@@ -112,7 +118,7 @@ func refuseChanged(was, is *config.Config, f *config.Findings) {
 func (d *Daemon) openDrivers(ctx context.Context, gen *generation, f *config.Findings) error {
 	for _, c := range gen.config.Drivers {
 		base := gen.config.Root(c.Name)
-		root, err := d.openBase(ctx, gen.config, base, f)
+		root, err := d.openBase(ctx, gen, base, f)
 		if err != nil {
 			return err
 		}

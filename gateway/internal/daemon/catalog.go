@@ -153,8 +153,8 @@ func (c *catalog) revive(ctx context.Context, id string) (_ *generation, err err
 	if err != nil {
 		return nil, err
 	}
-	g := &generation{config: cfg, extensions: map[string]*running{}, copies: map[string]string{}, stored: true}
-	g.ID, g.Drivers = id, map[string]*engine.Driver{}
+	g := newGeneration(cfg)
+	g.ID, g.stored = id, true
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.d.retire(g))

@@ -73,14 +73,16 @@ type Daemon struct {
 	schemas    schemas
 
 	reloading sync.Mutex // one reload at a time
+	opening   sync.Mutex // one driver at a time: a stored generation may be revived meanwhile
 	mu        sync.Mutex
-	open      map[string]openDriver // base drivers, by name
-	running   []*running            // extensions, each of at least one generation
-	idle      chan struct{}         // has an element when a generation may be ended
+	open      map[string]*openDriver // base drivers, by name
+	running   []*running             // extensions, each of at least one generation
+	idle      chan struct{}          // has an element when a generation may be ended
 }
 
-// openDriver is a base driver and the settings that it was opened with.
+// openDriver is a base driver and the settings that it was opened with. It is closed when no generation has it any more.
 type openDriver struct {
+	users   int // generations; guarded by Daemon.mu
 	driver  driver.Driver
 	setting string
 	kind    string
@@ -120,7 +122,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 			return nil, findings, fault.New(fault.Invalid, "there is no extension %q to attach for: its block says where it takes part", name)
 		}
 	}
-	d := &Daemon{opts: opts, log: opts.Logger, schemas: opts.schemas, open: map[string]openDriver{}, idle: make(chan struct{}, 1)}
+	d := &Daemon{opts: opts, log: opts.Logger, schemas: opts.schemas, open: map[string]*openDriver{}, idle: make(chan struct{}, 1)}
 	if d.schemas == nil {
 		d.schemas = schemas{filepath.Join(cfg.Gateway.DataDir, schemasDir)}
 	}

@@ -197,6 +197,22 @@ func (s *site) write(extensions, binds string) string {
 	return path
 }
 
+// edit changes the configuration that was written.
+func (s *site) edit(from, to string) {
+	s.t.Helper()
+	path := filepath.Join(s.dir, "site.hcl")
+	raw, err := os.ReadFile(path)
+	if err == nil && !strings.Contains(string(raw), from) {
+		err = fmt.Errorf("there is no %q in it", from)
+	}
+	if err == nil {
+		err = os.WriteFile(path, []byte(strings.Replace(string(raw), from, to, 1)), 0o600)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func self(t *testing.T) string {
 	t.Helper()
 	p, err := filepath.Abs(os.Args[0])
@@ -306,7 +322,7 @@ const keeperBind = `bind "keeper" {
   }`
 
 // An extension that a new configuration drops while a sandbox holds something of it, and the gateway is restarted
-// after that, even without its program: the stored generation releases.
+// after that, even without its program and with another setting of the driver: the stored generation releases.
 func TestADroppedExtensionStillReleases(t *testing.T) {
 	s := newSite(t)
 	program := filepath.Join(s.dir, "keeper")
@@ -338,6 +354,7 @@ func TestADroppedExtensionStillReleases(t *testing.T) {
 	if err := os.Remove(program); err != nil {
 		t.Fatal(err)
 	}
+	s.edit(`driver "native" {}`, "driver \"native\" {\n  config { stop_timeout = \"3s\" }\n}")
 	s.start()
 	if s.held() != 1 {
 		t.Fatalf("%d files are held, want 1", s.held())
@@ -347,7 +364,7 @@ func TestADroppedExtensionStillReleases(t *testing.T) {
 		t.Error("what the dropped extension held is held still")
 	}
 	if _, err := s.d.Reload(t.Context(), "test"); err != nil {
-		t.Fatal(err)
+		t.Fatalf("a reload under the driver's new setting: %v", err)
 	}
 	if left, _ := filepath.Glob(filepath.Join(s.dir, "data/programs/*")); len(left) > 0 {
 		t.Errorf("copies of programs that nothing refers to: %v", left)

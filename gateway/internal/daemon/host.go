@@ -149,7 +149,7 @@ func (d *Daemon) RestartExtension(ctx context.Context, name string) error {
 			handles = append(handles, r.handle)
 		}
 	}
-	if o := d.open[name]; len(handles) == 0 && o.program != nil {
+	if o := d.open[name]; len(handles) == 0 && o != nil && o.program != nil {
 		handles = append(handles, o.program)
 	}
 	d.mu.Unlock()

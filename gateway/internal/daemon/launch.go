@@ -13,6 +13,7 @@ import (
 
 	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/supervisor"
+	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
 )
@@ -230,21 +231,34 @@ func discard(list []*candidate) error {
 	return errors.Join(errs...)
 }
 
-// retire ends those extensions of a generation that no other one shares.
+// retire ends those extensions of a generation that no other one shares, and closes such drivers.
 func (d *Daemon) retire(gen *generation) error {
+	d.opening.Lock() // what is being closed is not opened meanwhile
+	defer d.opening.Unlock()
 	d.mu.Lock()
 	var last []*running
+	var unused []driver.Driver
 	for _, r := range gen.extensions {
 		if r.users--; r.users == 0 {
 			last = append(last, r)
 		}
 	}
 	d.running = slices.DeleteFunc(d.running, func(r *running) bool { return r.users == 0 })
+	for name, o := range gen.bases {
+		if o.users--; o.users == 0 {
+			unused = append(unused, o.driver)
+			delete(d.open, name)
+		}
+	}
 	clear(gen.extensions) // they are given back once
+	clear(gen.bases)
 	d.mu.Unlock()
 	var errs []error
 	for _, r := range last {
 		errs = append(errs, r.handle.Close())
+	}
+	for _, drv := range unused {
+		errs = append(errs, drv.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -195,3 +195,33 @@ func TestNoCreateFailsWhileTheProgramIsUpgraded(t *testing.T) {
 		t.Errorf("%d programs were run", len(digests))
 	}
 }
+
+// TestADriverIsOpenWhileAConfigurationHasIt: a driver that was opened for a reload that is refused, or that was taken out,
+// is closed, and may come with other settings.
+func TestADriverIsOpenWhileAConfigurationHasIt(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	s := newSite(t)
+	s.write(s.keeperBlock(`tag = "one"`), fmt.Sprintf(tunedBind, "30s"))
+	s.start()
+	defer s.end()
+	const second = "driver \"second\" {\n  type = \"native\"\n  config { stop_timeout = %q }\n}\n"
+	for _, step := range []struct{ what, add, refused string }{
+		{"a bind that is refused", fmt.Sprintf(second, "3s") + "driver \"over\" {\n  base = \"second\"\n  bind \"keeper\" {\n    grant { mutate = [\"Nope.x\"] }\n  }\n}\n", "Nope.x"},
+		{"another setting", fmt.Sprintf(second, "4s"), ""},
+		{"a setting of what is open", fmt.Sprintf(second, "5s"), "restart the gateway"},
+		{"it is taken out", "", ""},
+		{"it comes again", fmt.Sprintf(second, "5s"), ""},
+	} {
+		s.write(s.keeperBlock(`tag = "one"`)+step.add, fmt.Sprintf(tunedBind, "30s"))
+		_, err := s.d.Reload(t.Context(), "test")
+		if (step.refused == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), step.refused) {
+			t.Errorf("%s: %v", step.what, err)
+		}
+		s.d.mu.Lock()
+		open := len(s.d.open)
+		s.d.mu.Unlock()
+		if want := 1 + strings.Count(step.add, "type ="); err == nil && open != want {
+			t.Errorf("%s: %d drivers are open, want %d", step.what, open, want)
+		}
+	}
+}
