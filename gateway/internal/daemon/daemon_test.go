@@ -50,6 +50,10 @@ func TestMain(m *testing.M) {
 		_ = plugin.Serve(&keeper{dir: os.Args[2], requires: os.Args[3:]}) // it has said what was wrong
 		unix.Exit(0)
 	}
+	if len(os.Args) > 3 && os.Args[1] == recorderSwitch {
+		_ = plugin.Serve(newRecorder(os.Args[2:])) // it has said what was wrong
+		unix.Exit(0)
+	}
 	if len(os.Args) > 3 && os.Args[1] == heldSwitch {
 		unix.Exit(native.ShimMain(os.Args[3:]))
 	}
@@ -61,7 +65,7 @@ func TestMain(m *testing.M) {
 		unix.Exit(0)
 	}
 	code := enginetest.Main(m)
-	for _, dir := range []string{examplesDir, programsDir} {
+	for _, dir := range []string{examplesDir, programsDir, boots.dir} {
 		if dir != "" {
 			_ = os.RemoveAll(dir)
 		}

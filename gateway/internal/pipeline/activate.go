@@ -55,7 +55,7 @@ func askedFor(s *Subject) []string {
 
 // enabling reports whether a label's value asks for something. Anything that is not known is no.
 func enabling(v string) bool {
-	switch strings.ToLower(v) {
+	switch strings.ToLower(strings.TrimSpace(v)) {
 	case "enabled", "enable", "requested", "request", "true", "1", "yes", "on", "t", "y":
 		return true
 	}

@@ -1,0 +1,286 @@
+package daemon
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sandgate/sandgate/gateway/internal/pipeline"
+	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/fault"
+	"github.com/sandgate/sandgate/shared/phase"
+	"github.com/sandgate/sandgate/shared/plan"
+	"github.com/sandgate/sandgate/shared/sandbox"
+)
+
+// The scenarios of the lifecycle hooks that OpenShell's VM driver has for its registry of extensions, under their names
+// there. The extensions are processes here. What boots no machine says nothing about one: it looks at the chain, and runs
+// over the VM driver where the plan is its own, else over the native one. drivers/vm/DESIGN.md has the table.
+func TestLifecycleScenarios(t *testing.T) {
+	for name, scenario := range map[string]func(t *testing.T){
+		"configure_launch_runs_each_extension_in_order":            configureLaunchInOrder,
+		"configure_launch_short_circuits_on_first_failure":         configureLaunchShortCircuits,
+		"on_request_extension_only_runs_when_label_is_enabled":     onRequestByLabel,
+		"active_names_reflects_request_label":                      onRequestByLabel,
+		"validate_rejects_invalid_on_request_key":                  refusedNames,
+		"before_launch_runs_each_extension_in_order_and_env":       beforeLaunchInOrder,
+		"before_launch_short_circuits_on_first_failure":            beforeLaunchShortCircuits,
+		"after_launch_failed_runs_extensions_in_reverse_order":     afterLaunchFailedInReverse,
+		"after_delete_runs_every_extension":                        afterDeleteRunsAll,
+		"resource_exhausted_flag_round_trips":                      resourceExhausted,
+		"extension_state_dir_rejects_path_unsafe_names":            refusedNames,
+		"validate_rejects_duplicate_extension_names":               refusedNames,
+		"descriptor_tracks_provided_capabilities_and_requirements": descriptor,
+	} {
+		t.Run(name, func(t *testing.T) { scenario(t) })
+	}
+}
+
+// fixture is the recorder as the scenarios have it: a profile, a drop-in of its own, a variable.
+func fixture(name string, more ...string) string {
+	return member(name, append([]string{"profile=tuned", "dropin=50-" + name + ".sh", "provides=profile-" + name + " dropin-50-" + name, "requires=guest-init-dropins"}, more...)...)
+}
+
+func dropins(p *plan.Plan) (names []string) {
+	for _, o := range p.Objects() {
+		if o.Kind == "GuestInitDropin" {
+			names = append(names, o.Name)
+		}
+	}
+	return names
+}
+
+// Both are called, in chain order, and both their drop-ins are there. One profile cannot be two: here the second to set it
+// is refused, naming both, where the last writer won.
+func configureLaunchInOrder(t *testing.T) {
+	c := newChained(t, "none", fixture("a"), fixture("b")).up()
+	p, err := c.preview(sandbox.Spec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := dropins(p); !slices.Equal(got, []string{"50-a.sh", "50-b.sh"}) {
+		t.Errorf("drop-ins %v", got)
+	}
+	c.end()
+
+	c = newChained(t, "none", fixture("a"), member("b", "profile=other")).up()
+	_, err = c.make("one", sandbox.Spec{})
+	if !fault.Is(err, fault.Conflict) {
+		t.Fatalf("%v", err)
+	}
+	for _, want := range []string{`"a"`, `"b"`, "kernel_profile", "tuned", "other"} {
+		if !strings.Contains(strings.ReplaceAll(err.Error(), "extension:", ""), strings.Trim(want, `"`)) {
+			t.Errorf("%v does not say %s", err, want)
+		}
+	}
+	c.called(nil, "validate_request a create", "validate_request b create", "prepare_plan a create", "prepare_plan b create")
+	c.nothing()
+	c.end()
+}
+
+func configureLaunchShortCircuits(t *testing.T) {
+	c := newChained(t, "none", fixture("a"), fixture("failing", once(phase.PreparePlan)), fixture("c")).up()
+	c.do("failing", phase.PreparePlan, "fail the pool is closed")
+	_, err := c.make("one", sandbox.Spec{})
+	if err == nil || !strings.Contains(err.Error(), "the pool is closed") || !strings.Contains(err.Error(), "failing") {
+		t.Errorf("%v", err)
+	}
+	c.called([]phase.Phase{phase.PreparePlan, phase.OnCreateFailed, phase.AfterStop}, "prepare_plan a create", "prepare_plan failing create")
+	c.nothing()
+	c.end()
+}
+
+// What is active is decided at the create, by the label, and shown; and it stays so until the delete, which releases.
+func onRequestByLabel(t *testing.T) {
+	c := newChained(t, "native", member("global"), member("nemo-relay", `bind:activation = "on_request"`))
+	c.configure()
+	path := filepath.Join(c.dir, "site.hcl")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, append(raw, "activation \"nemo-relay\" {\n  when {\n    driver = \"acme\"\n  }\n}\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	all := []string{"global", "nemo-relay"}
+	for value, want := range map[string][]string{"": all[:1], "disabled": all[:1], "disable": all[:1], "no": all[:1], "perhaps": all[:1],
+		"enabled": all, " Enable ": all, "requested": all, "request": all, "true": all} {
+		spec := sandbox.Spec{}
+		if value != "" {
+			spec.Labels = map[string]string{"openshell.io/extension.nemo-relay": value}
+		}
+		p, err := c.d.engine.Preview(t.Context(), c.ask("shown", spec))
+		if err != nil {
+			t.Errorf("%q: %v", value, err)
+		} else if !slices.Equal(p.Active, want) {
+			t.Errorf("%q: active are %v, want %v", value, p.Active, want)
+		}
+	}
+	c.forget()
+	for name, labels := range map[string]map[string]string{"without": nil, "with": {"openshell.io/extension.nemo-relay": "enabled"}} {
+		c.deleteIt(c.ready(name, sandbox.Spec{Labels: labels}))
+	}
+	for _, n := range recorded(t, c.dir) {
+		if n.Extension == "nemo-relay" && n.Sandbox == "without" {
+			t.Errorf("an inactive extension was called: %+v", n)
+		}
+	}
+	var of []string
+	for _, n := range recorded(t, c.dir) {
+		if n.Extension == "nemo-relay" && !n.Ended {
+			of = append(of, string(n.Phase))
+		}
+	}
+	for _, p := range []phase.Phase{phase.PreparePlan, phase.BeforeCreate, phase.BeforeStart, phase.AfterStop, phase.AfterDelete} {
+		if !slices.Contains(of, string(p)) {
+			t.Errorf("%s was not called: %v", p, of)
+		}
+	}
+	c.nothing()
+	c.end()
+}
+
+// Names become parts of paths, of metrics, of labels. What cannot be one is refused when the configuration is read, at
+// its line; so are two of one name. There is no directory for each extension here that a name could lead out of.
+func refusedNames(t *testing.T) {
+	for what, text := range map[string]struct{ hcl, want string }{
+		"a path":            {`extension "../vfio" { command = "/bin/true" }`, "../vfio"},
+		"nothing":           {`extension "" { command = "/bin/true" }`, `extension ""`},
+		"dots":              {`extension ".." { command = "/bin/true" }`, `extension ".."`},
+		"a slash":           {`extension "a/b" { command = "/bin/true" }`, "a/b"},
+		"two of one name":   {"extension \"vfio\" { command = \"/bin/true\" }\nextension \"vfio\" { command = \"/bin/true\" }", "uplicate"},
+		"an activation key": {"activation \"../vfio\" { default = true }", "../vfio"},
+	} {
+		s := newSite(t)
+		path := s.write(text.hcl+"\n", "")
+		d, found, err := New(t.Context(), s.options())
+		var said bytes.Buffer
+		if d != nil || found == nil || found.Render(&said) != nil {
+			t.Errorf("%s: it was loaded (%v)", what, err)
+			continue
+		}
+		if !strings.Contains(said.String(), text.want) || !strings.Contains(said.String(), path) {
+			t.Errorf("%s: %s", what, said.String())
+		}
+	}
+}
+
+// Both variables are in the plan, each with its owner, and the plan was asked in chain order.
+func beforeLaunchInOrder(t *testing.T) {
+	c := newChained(t, "native", member("a"), member("b")).up()
+	id := c.ready("one", sandbox.Spec{})
+	c.called([]phase.Phase{phase.BeforeStart}, "before_start a create", "before_start b create")
+	p, err := c.d.engine.PlanOf(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owners := map[string]string{}
+	for _, f := range p.Fields() {
+		owners[f.Path] = string(f.Owner)
+	}
+	for _, name := range []string{"a", "b"} {
+		if owner := owners["environment.RECORDING_"+name]; !strings.Contains(owner, name) {
+			t.Errorf("RECORDING_%s is %q's: %v", name, owner, owners)
+		}
+	}
+	c.deleteIt(id)
+	c.end()
+}
+
+func beforeLaunchShortCircuits(t *testing.T) {
+	c := newChained(t, "native", member("a"), member("failing", once(phase.BeforeStart)), member("c")).up()
+	c.do("failing", phase.BeforeStart, "fail the pool is closed")
+	id, err := c.make("one", sandbox.Spec{})
+	if err == nil || !strings.Contains(err.Error(), "the pool is closed") {
+		t.Errorf("%v", err)
+	}
+	c.comes(id, sandbox.Deleted)
+	// Released is who was started, newest first; c's run was not, and its sandbox was.
+	c.called([]phase.Phase{phase.BeforeStart, phase.AfterStop, phase.OnCreateFailed},
+		"before_start a create", "before_start failing create", "after_stop failing before_start_failed", "after_stop a before_start_failed",
+		"on_create_failed c before_start_failed", "on_create_failed failing before_start_failed", "on_create_failed a before_start_failed")
+	c.nothing()
+	c.end()
+}
+
+// The driver cannot launch: everybody is told once, in reverse, with the reason.
+func afterLaunchFailedInReverse(t *testing.T) {
+	c := newChained(t, "native", member("a"), member("b"))
+	c.configure()
+	c.startWith(func(o *Options) {
+		o.between.driver = func(d driver.Driver) driver.Driver {
+			return faulty{d, func(what string) error {
+				if what == "create" {
+					return fault.New(fault.FailedPrecondition, "there is no launcher")
+				}
+				return nil
+			}}
+		}
+	})
+	id, err := c.make("one", sandbox.Spec{})
+	if err == nil || !strings.Contains(err.Error(), "there is no launcher") {
+		t.Errorf("%v", err)
+	}
+	c.comes(id, sandbox.Deleted)
+	c.called([]phase.Phase{phase.AfterStop, phase.OnCreateFailed, phase.AfterDelete}, "after_stop b launch_failed", "after_stop a launch_failed",
+		"on_create_failed b launch_failed", "on_create_failed a launch_failed")
+	c.nothing()
+	c.end()
+}
+
+func afterDeleteRunsAll(t *testing.T) {
+	c := newChained(t, "native", member("a"), member("b")).up()
+	id := c.ready("one", sandbox.Spec{})
+	c.forget()
+	c.deleteIt(id)
+	c.called(nil, "before_stop b", "before_stop a", "before_delete b", "before_delete a", "after_stop b deleted", "after_stop a deleted", "after_delete b", "after_delete a")
+	c.nothing()
+	c.end()
+}
+
+// That something is used up is a class of error of its own, which reaches the caller with its words; another error does
+// not become one.
+func resourceExhausted(t *testing.T) {
+	c := newChained(t, "native", member("a", once(phase.BeforeCreate), once(phase.BeforeStart))).up()
+	for _, p := range []phase.Phase{phase.BeforeCreate, phase.BeforeStart} {
+		c.do("a", p, "exhaust no device is free")
+		if _, err := c.make("one", sandbox.Spec{}); !fault.Is(err, fault.ResourceExhausted) || !strings.Contains(err.Error(), "no device is free") {
+			t.Errorf("%s: %v", p, err)
+		}
+		c.do("a", p, "fail something else")
+		if _, err := c.make("two", sandbox.Spec{}); err == nil || fault.Is(err, fault.ResourceExhausted) || !strings.Contains(err.Error(), "something else") {
+			t.Errorf("%s: %v", p, err)
+		}
+		c.do("a", p, "")
+	}
+	c.nothing()
+	c.end()
+}
+
+// What an extension says of itself is what was negotiated with it, and what it requires that a driver has not is an
+// error at the line of the bind.
+func descriptor(t *testing.T) {
+	c := newChained(t, "none", fixture("a")).up()
+	var bind *pipeline.Bind
+	for _, b := range c.d.catalog.current().Drivers["acme"].Chain.Binds() {
+		bind = b
+	}
+	m := c.d.catalog.current().extensions["a"].handle.Manifest()
+	if bind == nil || bind.Extension != "a" || m.Name != "a" || !slices.Equal(m.Provides, []string{"profile-a", "dropin-50-a"}) ||
+		!slices.Equal(m.Requires, []string{"guest-init-dropins"}) {
+		t.Errorf("%+v %+v", bind, m)
+	}
+	c.end()
+
+	c = newChained(t, "native", fixture("a"))
+	c.configure()
+	d, found, err := New(t.Context(), c.options())
+	var said bytes.Buffer
+	if d != nil || found == nil || found.Render(&said) != nil || !strings.Contains(said.String(), "guest-init-dropins") || !strings.Contains(said.String(), `bind "a"`) {
+		t.Errorf("over native: %v\n%s", err, said.String())
+	}
+}
