@@ -77,6 +77,9 @@ func (r *Request) Resources() sandbox.Resources { return r.call.Resources }
 // Run returns the number of the run, in the phases of a run.
 func (r *Request) Run() int { return r.call.Run }
 
+// Addresses returns, in after_ready, where the sandbox is reached, as the driver says; none where it gives no address.
+func (r *Request) Addresses() []string { return r.call.Addresses }
+
 // Feature returns a feature of the driver that was negotiated for this bind. Without it, or without a grant to set
 // it, there is none.
 func (r *Request) Feature(name string) (Feature, bool) {

@@ -105,6 +105,9 @@ func (p *Pipe) Of(ph phase.Phase, id string) *extension.Call {
 		return c
 	}
 	c.Sandbox = &sandbox.Identity{ID: id, Driver: driverName, Workspace: c.Workspace.Name, WorkspaceID: c.Workspace.ID, Name: "name-of-" + id}
+	if ph == phase.AfterReady {
+		c.Addresses = []string{"192.0.2.7"}
+	}
 	return c
 }
 

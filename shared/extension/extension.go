@@ -82,6 +82,7 @@ type Call struct {
 	Image     string
 	Resources sandbox.Resources
 	Run       int             // number of the run, in its phases
+	Addresses []string        // in after_ready: where the sandbox is reached
 	Config    json.RawMessage // the extension's own part of driver_config
 
 	State          *State         // the latest, of the subject

@@ -221,13 +221,13 @@ func stepFromProto(s *extensionv1.Step, c *extension.Call) {
 func subjectToProto(c *extension.Call) *extensionv1.Subject {
 	return &extensionv1.Subject{Sandbox: identityToProto(c.Sandbox), Workspace: workspaceToProto(c.Workspace), Labels: c.Labels, Image: c.Image,
 		Resources: &extensionv1.Resources{MilliCpu: c.Resources.MilliCPU, Memory: c.Resources.Memory, Pids: c.Resources.PIDs},
-		Config:    c.Config, Run: int32(c.Run)}
+		Config:    c.Config, Run: int32(c.Run), Addresses: c.Addresses}
 }
 
 func subjectFromProto(s *extensionv1.Subject, c *extension.Call) {
 	r := s.GetResources()
 	c.Sandbox, c.Workspace = identityFromProto(s.GetSandbox()), workspaceFromProto(s.GetWorkspace())
-	c.Labels, c.Image, c.Run = s.GetLabels(), s.GetImage(), int(s.GetRun())
+	c.Labels, c.Image, c.Run, c.Addresses = s.GetLabels(), s.GetImage(), int(s.GetRun()), s.GetAddresses()
 	c.Resources = sandbox.Resources{MilliCPU: r.GetMilliCpu(), Memory: r.GetMemory(), PIDs: r.GetPids()}
 	if len(s.GetConfig()) > 0 {
 		c.Config = json.RawMessage(s.GetConfig())

@@ -275,7 +275,7 @@ func (e *Engine) pipelineSubject(d *Driver, sb *Sandbox) *pipeline.Subject {
 	subject := &pipeline.Subject{
 		Sandbox:   &sb.Identity,
 		Workspace: sandbox.Workspace{ID: sb.WorkspaceID, Driver: sb.Driver, Name: sb.Workspace},
-		Spec:      &sb.Spec, Origin: sb.Origin, Run: sb.Run.Number,
+		Spec:      &sb.Spec, Origin: sb.Origin, Run: sb.Run.Number, Addresses: sb.Addresses,
 		Active: []string{},
 	}
 	if len(subject.Spec.Labels) == 0 {

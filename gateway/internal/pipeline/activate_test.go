@@ -45,10 +45,10 @@ func TestActivate(t *testing.T) {
 		"one that is always on":               {any, func(s *Subject) { s.Spec.Extensions = []string{"always"} }, ""},
 		"a label that is almost ours":         {any, func(s *Subject) { s.Spec.Labels = map[string]string{"openshell.io/extensions.asked": "on"} }, ""},
 	}
-	for _, yes := range []string{"enabled", "enable", "requested", "request", "true", "1", "yes", "on", "t", "y", "TRUE", "Enabled"} {
+	for _, yes := range []string{"enabled", "enable", "requested", "request", "true", "1", "yes", "on", "t", "y", "TRUE", "Enabled", " on", "true "} {
 		tests["the label says "+yes] = test{any, byLabel(yes), "asked"}
 	}
-	for _, no := range []string{"", "false", "0", "no", "off", "disabled", "maybe", "2", " on", "true "} {
+	for _, no := range []string{"", "false", "0", "no", "off", "disabled", "maybe", "2", "o n"} {
 		tests["the label says "+no] = test{any, byLabel(no), ""}
 	}
 	for name, tt := range tests {

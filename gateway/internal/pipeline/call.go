@@ -156,6 +156,9 @@ func (c *Chain) message(b *Bind, r *Request) *extension.Call {
 	if s.Spec != nil {
 		m.Labels, m.Image, m.Resources = s.Spec.Labels, s.Spec.Image, s.Spec.Resources
 	}
+	if r.Phase == phase.AfterReady {
+		m.Addresses = s.Addresses
+	}
 	m.Config = s.ExtensionsConfig[b.Extension]
 	read := b.Grant.Read
 	if len(read) == 0 {

@@ -121,6 +121,7 @@ type Subject struct {
 	Active           []string                   // the extensions that are active for the sandbox; nil: all enforced ones
 	Without          []string                   // those that a fail_open failure left out
 	Run              int
+	Addresses        []string // where it is reached; of its newest run that was ready
 }
 
 // Prepared is what the pure phases came to.

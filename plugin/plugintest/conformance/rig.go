@@ -332,6 +332,9 @@ func (r *rig) next(s *subject, p phase.Phase) *extension.Call {
 	if p.Lifetime() == phase.Run {
 		c.Run = 1
 	}
+	if p == phase.AfterReady {
+		c.Addresses = []string{fmt.Sprintf("192.0.2.%d/24", s.number%250+1)} // RFC 5737
+	}
 	if p.Setup() {
 		s.begun = append(s.begun, p)
 	}

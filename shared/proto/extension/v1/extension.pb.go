@@ -1010,7 +1010,9 @@ type Subject struct {
 	// The extension's own part of driver_config, as JSON.
 	Config []byte `protobuf:"bytes,6,opt,name=config,proto3" json:"config,omitempty"`
 	// The number of the run, in the phases of a run.
-	Run           int32 `protobuf:"varint,7,opt,name=run,proto3" json:"run,omitempty"`
+	Run int32 `protobuf:"varint,7,opt,name=run,proto3" json:"run,omitempty"`
+	// In after_ready: where the sandbox is reached, as the driver says; none where it gives no address.
+	Addresses     []string `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1092,6 +1094,13 @@ func (x *Subject) GetRun() int32 {
 		return x.Run
 	}
 	return 0
+}
+
+func (x *Subject) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 // Object is a plan object, whole or in part.
@@ -2326,7 +2335,7 @@ const file_extension_v1_extension_proto_rawDesc = "" +
 	"\x05cause\x18\b \x01(\tR\x05cause\x12\x18\n" +
 	"\apreview\x18\t \x01(\bR\apreview\x12!\n" +
 	"\ftrace_parent\x18\n" +
-	" \x01(\tR\vtraceParent\"\x83\x03\n" +
+	" \x01(\tR\vtraceParent\"\xa1\x03\n" +
 	"\aSubject\x129\n" +
 	"\asandbox\x18\x01 \x01(\v2\x1f.sandgate.extension.v1.IdentityR\asandbox\x12>\n" +
 	"\tworkspace\x18\x02 \x01(\v2 .sandgate.extension.v1.WorkspaceR\tworkspace\x12B\n" +
@@ -2334,7 +2343,8 @@ const file_extension_v1_extension_proto_rawDesc = "" +
 	"\x05image\x18\x04 \x01(\tR\x05image\x12>\n" +
 	"\tresources\x18\x05 \x01(\v2 .sandgate.extension.v1.ResourcesR\tresources\x12\x16\n" +
 	"\x06config\x18\x06 \x01(\fR\x06config\x12\x10\n" +
-	"\x03run\x18\a \x01(\x05R\x03run\x1a9\n" +
+	"\x03run\x18\a \x01(\x05R\x03run\x12\x1c\n" +
+	"\taddresses\x18\b \x03(\tR\taddresses\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
