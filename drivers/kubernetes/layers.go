@@ -179,14 +179,12 @@ func podObject(metadata, spec map[string]any) plan.Object {
 }
 
 func (d *Driver) checkRequest(r *driver.Request) error {
-	id, spec := r.Identity, r.Spec
+	spec := r.Spec
 	switch {
 	case spec.Image == "" && d.cfg.DefaultImage == "":
 		return wrong("image", "is missing: the kubernetes driver needs one")
 	case spec.Resources.PIDs > 0:
 		return wrong("resources.pids", "cannot be set in Kubernetes: a node's kubelet limits the processes of a pod")
-	case d.cfg.Mode == Shared && len(id.Workspace)+len("--")+len(id.Name) > maxLabel:
-		return wrong("name", "is too long: %d bytes with the workspace %q before it, at most %d", len(id.Workspace)+len("--")+len(id.Name), id.Workspace, maxLabel)
 	}
 	for key, value := range spec.Labels {
 		if why := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(value)...); len(why) > 0 {

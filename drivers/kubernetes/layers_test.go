@@ -33,7 +33,6 @@ func TestRequestsThatCannotBe(t *testing.T) {
 		{"processes", "resources.pids cannot be set", func(r *driver.Request) { r.Spec.Resources.PIDs = 7 }},
 		{"a label", "labels.a b cannot be a label", func(r *driver.Request) { r.Spec.Labels = map[string]string{"a b": "c"} }},
 		{"a label's value", "labels.a cannot be a label", func(r *driver.Request) { r.Spec.Labels = map[string]string{"a": strings.Repeat("x", 64)} }},
-		{"a name", "name is too long", func(r *driver.Request) { r.Identity.Name = strings.Repeat("n", 60) }},
 		{"an unknown key", `unknown field "pods"`, config(`{"pods":{}}`)},
 		{"a wrong type", "driver_config has the key volumes, which is not of the type", config(`{"volumes":"secret"}`)},
 		{"a reserved volume", "is reserved", config(`{"volumes":[{"name":"workspace","persistent_volume_claim":{"claim_name":"c"}}]}`)},

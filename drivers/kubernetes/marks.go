@@ -117,7 +117,12 @@ func fit(name string) string {
 	if len(name) <= maxLabel {
 		return name
 	}
-	return strings.TrimRight(name[:maxLabel-17], "-.") + "-" + digest(name)
+	return cut(name, name)
+}
+
+// cut is a name with the digest of what it stands for.
+func cut(name, of string) string {
+	return strings.TrimRight(name[:min(len(name), maxLabel-17)], "-.") + "-" + digest(of)
 }
 
 // sandboxName is the real name of a sandbox's Sandbox and Pod.
@@ -127,7 +132,7 @@ func (d *Driver) sandboxName(id sandbox.Identity) string {
 	}
 	name := id.Workspace + "--" + id.Name
 	if strings.Contains(id.Workspace, "--") || strings.Contains(id.Name, "--") { // another pair might make the same name
-		return fit(id.Workspace + "--" + id.Name)[:min(len(name), maxLabel-17)] + "-" + digest(id.Workspace+"/"+id.Name)
+		return cut(name, id.Workspace+"/"+id.Name)
 	}
 	return fit(name)
 }

@@ -208,7 +208,7 @@ func (d *Driver) describe(context.Context) (*driver.Description, error) {
 	if d.cfg.Mode != Shared {
 		about.Missing[featureNamespace] = "a plan places a sandbox in mode shared only; in mode " + d.cfg.Mode + " its workspace says where it runs"
 	}
-	about.Features = append(about.Features, extension.Feature{Name: "restart"},
+	about.Features = append(about.Features, extension.Feature{Name: "restart"}, extension.Feature{Name: "logs"},
 		extension.Feature{Name: "kubernetes", Attributes: map[string]string{"mode": d.cfg.Mode, "api": d.cluster.api, "ownership": owners}})
 	return about, nil
 }
