@@ -4,7 +4,7 @@
 
 build: ## build the gateway and the example extensions into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/ ./drivers/vm/guest-init ./examples/ipam ./examples/tenant-namespace ./examples/route ./examples/guest-dropin ./examples/driver-plugin
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/ ./drivers/vm/guest-init ./examples/ipam ./examples/tenant-namespace ./examples/route ./examples/device-claim ./examples/guest-dropin ./examples/driver-plugin
 
 demo: build ## a sandbox lives its whole life through two extensions, and what is killed is made good
 	scripts/demo.sh

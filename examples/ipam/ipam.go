@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/sandgate/sandgate/examples/ipam/lease"
@@ -19,6 +20,8 @@ const (
 	featureAddress     = "network.address"
 	featureEnvironment = "environment"
 )
+
+var features = slices.Concat([]string{featureSubnet, featureAddress, featureEnvironment}, clusterFeatures)
 
 // addressVariable is how a sandbox learns its address from a driver that has no place for it.
 const addressVariable = "SANDGATE_ADDRESS"
@@ -45,7 +48,7 @@ var (
 
 // Info implements plugin.Extension.
 func (x *ipam) Info() plugin.Info {
-	return plugin.Info{Name: "ipam", Version: "1.0.0", Uses: []string{featureSubnet, featureAddress, featureEnvironment},
+	return plugin.Info{Name: "ipam", Version: "1.0.0", Uses: features,
 		Provides: []string{"address"}, Config: &config{}}
 }
 
@@ -166,7 +169,7 @@ func (x *ipam) BeforeCreate(ctx context.Context, r *plugin.Request, s *plugin.Se
 	if f, ok := r.Feature(featureEnvironment); ok {
 		return s.Set(f, map[string]string{addressVariable: got.Prefix.Addr().String()})
 	}
-	return nil
+	return writeDown(r, s, got.Prefix)
 }
 
 func (x *ipam) release(ctx context.Context, r *plugin.Request) error {

@@ -21,11 +21,20 @@ type tenantConfig struct {
 	Labels      map[string]string `json:"labels" config:"optional"`
 	Annotations map[string]string `json:"annotations" config:"optional"`
 	Network     bool              `json:"network" config:"optional"`
+	Namespace   namespaceConfig   `json:"namespace" config:"block" doc:"what the tenant's namespaces get, in a cluster"`
 	Images      []string          `json:"images" config:"optional"`
 	LabelKeys   []string          `json:"label_keys" config:"optional"`
 	Require     []string          `json:"require" config:"optional"`
 	Limits      amounts           `json:"limits" config:"block"`
 	Defaults    amounts           `json:"defaults" config:"block"`
+}
+
+// namespaceConfig is what a tenant's namespaces get where the driver has namespaces.
+type namespaceConfig struct {
+	Own    bool              `json:"own" config:"optional" doc:"a namespace for each workspace, where workspaces share one"`
+	Labels map[string]string `json:"labels" config:"optional" doc:"of the namespace"`
+	Quota  map[string]string `json:"quota" config:"optional" doc:"what all sandboxes of a workspace may use together, as a ResourceQuota has it"`
+	Deny   bool              `json:"deny_traffic" config:"optional" doc:"a NetworkPolicy that denies what no other one allows"`
 }
 
 // amounts is a block of resources as an operator writes it.
@@ -41,6 +50,7 @@ type tenant struct {
 	labels      map[string]string
 	annotations map[string]string
 	network     bool
+	namespace   namespace
 	images      []string
 	labelKeys   []string
 	require     []string
@@ -83,6 +93,7 @@ func (c tenantConfig) check(name string) (*tenant, []fault.Diagnostic) {
 	at := "tenant." + name
 	t.limits, wrong = c.Limits.check(at+".limits", wrong)
 	t.defaults, wrong = c.Defaults.check(at+".defaults", wrong)
+	t.namespace, wrong = c.Namespace.check(at+".namespace", wrong)
 	for _, r := range resources {
 		d, max := r.of(t.defaults), r.of(t.limits)
 		if d == 0 {

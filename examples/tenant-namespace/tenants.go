@@ -39,7 +39,7 @@ var _ interface {
 // Info implements plugin.Extension.
 func (x *tenants) Info() plugin.Info {
 	return plugin.Info{Name: "tenant-namespace", Version: "1.0.0",
-		Uses: []string{featureLabels, featureAnnotations, featureLimits, featureNetwork}, Provides: []string{"tenancy"}, Config: &config{}}
+		Uses: slices.Concat([]string{featureLabels, featureAnnotations, featureLimits, featureNetwork}, namespaceFeatures), Provides: []string{"tenancy"}, Config: &config{}}
 }
 
 // Configure implements plugin.Configurer.
@@ -106,7 +106,7 @@ func (x *tenants) PreparePlan(_ context.Context, r *plugin.Request, p *plugin.Pl
 		return nil
 	}
 	if f, ok := r.Feature(featureLabels); ok {
-		labels := map[string]string{tenantLabel: t.name}
+		labels := map[string]string{tenantLabel: t.mark(r)}
 		for k, v := range t.labels {
 			labels[k] = v
 		}
@@ -118,6 +118,9 @@ func (x *tenants) PreparePlan(_ context.Context, r *plugin.Request, p *plugin.Pl
 		if err := p.Set(f, t.annotations); err != nil {
 			return err
 		}
+	}
+	if err := t.place(r, p); err != nil {
+		return err
 	}
 	limits := map[string]int64{}
 	for _, res := range resources {
@@ -134,16 +137,18 @@ func (x *tenants) PreparePlan(_ context.Context, r *plugin.Request, p *plugin.Pl
 // limitNames is what the point of the feature "limits" calls a resource.
 var limitNames = map[string]string{"cpu": "milli_cpu", "memory": "memory", "pids": "pids"}
 
-// EnsureWorkspace implements plugin.WorkspaceEnsurer: the network that the workspace's sandboxes share.
+// EnsureWorkspace implements plugin.WorkspaceEnsurer: the network that the workspace's sandboxes share, or in a cluster
+// their namespace and what is in it.
 func (x *tenants) EnsureWorkspace(_ context.Context, r *plugin.Request, s *plugin.Setup) error {
 	t := x.of(r)
 	if t == nil {
 		s.DenyField("workspace", fmt.Sprintf("%q is no tenant's workspace", r.Workspace().Name), "")
 		return nil
 	}
-	f, ok := r.Feature(featureNetwork)
-	if !ok || !t.network {
-		return nil
+	if f, ok := r.Feature(featureNetwork); ok && t.network {
+		if err := s.Set(f, map[string]any{"labels": map[string]string{tenantLabel: t.name}}); err != nil {
+			return err
+		}
 	}
-	return s.Set(f, map[string]any{"labels": map[string]string{tenantLabel: t.name}})
+	return t.contribute(r, s)
 }
