@@ -140,7 +140,7 @@ func (x *recorder) act(ctx context.Context, r *plugin.Request) error {
 func (x *recorder) Info() plugin.Info {
 	info := plugin.Info{Name: x.name, Version: "1.0.0", Uses: []string{"environment", "labels", "guest-init-dropins"}, StateReads: []int{1}, StateWrites: 1,
 		Provides: strings.Fields(x.settings["provides"]), Requires: strings.Fields(x.settings["requires"])}
-	for _, what := range []string{"profile", "kernel", "backend", "backends", "features", "device"} {
+	for _, what := range []string{"profile", "kernel", "backend", "backends", "features", "device", "late_backend"} {
 		if x.settings[what] != "" {
 			info.Points = []string{"LaunchPlan"}
 		}
@@ -207,6 +207,9 @@ func (x *recorder) BeforeCreate(ctx context.Context, r *plugin.Request, s *plugi
 func (x *recorder) BeforeStart(ctx context.Context, r *plugin.Request, s *plugin.Setup) error {
 	err := x.in(ctx, r, func() error {
 		s.Hold("run", r.SubjectID(), "")
+		if b := x.settings["late_backend"]; b != "" {
+			return s.Contribute("LaunchPlan", "main", map[string]string{"backend": b})
+		}
 		f, ok := r.Feature("environment")
 		if !ok {
 			return errors.New("there is no place for variables")
