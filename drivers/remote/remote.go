@@ -44,6 +44,7 @@ type Config struct {
 const (
 	connectTimeout = 30 * time.Second
 	readTimeout    = 30 * time.Second
+	maxList        = 256 << 20       // bytes of one message: a list has every sandbox that the driver has
 	backTimeout    = 2 * time.Second // that a call waits for a connection which was lost: the driver is being restarted
 	lookFirst      = 50 * time.Millisecond
 	lookMost       = 2 * time.Second
@@ -75,6 +76,7 @@ func Open(cfg Config) (driver.Driver, error) {
 	// The other side may check the authority against nothing: it is behind its socket's permissions.
 	conn, err := grpc.NewClient("unix://"+cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 250 * time.Millisecond, Multiplier: 1.5, Jitter: 0.2, MaxDelay: 2 * time.Second}, MinConnectTimeout: 5 * time.Second}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxList)),
 		grpc.WithChainUnaryInterceptor(tracedUnary, connected), grpc.WithChainStreamInterceptor(tracedStream))
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "socket %s: %w", cfg.Socket, err)

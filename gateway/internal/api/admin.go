@@ -59,19 +59,19 @@ func (s *Server) ListExtensions(context.Context, *gatewayv1.ListExtensionsReques
 	return out, nil
 }
 
+// GetExtension answers for the program of a driver, too.
 func (s *Server) GetExtension(_ context.Context, r *gatewayv1.GetExtensionRequest) (*gatewayv1.Extension, error) {
-	for _, x := range s.host.Extensions() {
-		if x.Name == r.GetName() {
-			x.Disabled, x.Bypass = s.engine.Disabled(x.Name)
-			return x, nil
-		}
+	x := s.host.Program(r.GetName())
+	if x == nil {
+		return nil, fault.New(fault.NotFound, "there is no extension %q, nor a driver of that name which is a program", r.GetName())
 	}
-	return nil, fault.New(fault.NotFound, "there is no extension %q", r.GetName())
+	x.Disabled, x.Bypass = s.engine.Disabled(x.Name)
+	return x, nil
 }
 
 func (s *Server) DisableExtension(ctx context.Context, r *gatewayv1.DisableExtensionRequest) (*gatewayv1.DisableExtensionResponse, error) {
-	if _, err := s.GetExtension(ctx, &gatewayv1.GetExtensionRequest{Name: r.GetName()}); err != nil {
-		return nil, err
+	if !slices.ContainsFunc(s.host.Extensions(), func(x *gatewayv1.Extension) bool { return x.Name == r.GetName() }) {
+		return nil, fault.New(fault.NotFound, "there is no extension %q", r.GetName())
 	}
 	return &gatewayv1.DisableExtensionResponse{}, s.engine.Disable(r.GetName(), r.GetBypass(), origin(ctx).Caller)
 }

@@ -36,6 +36,8 @@ type Host interface {
 type Programs interface {
 	// Extensions returns every extension program, with what was negotiated.
 	Extensions() []*gatewayv1.Extension
+	// Program returns one of them, or the program of a driver by the driver's name; nil: there is none.
+	Program(name string) *gatewayv1.Extension
 	// RestartExtension replaces an extension's process in good order, and starts one again that has failed.
 	RestartExtension(ctx context.Context, name string) error
 	// ExtensionLogs hands over what an extension printed, and with follow what comes.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"math"
 	"net"
 	"os"
 	"strings"
@@ -48,11 +49,16 @@ func (c *client) dial() (*grpc.ClientConn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return grpc.NewClient("dns:///"+host, grpc.WithTransportCredentials(creds))
+		return grpc.NewClient("dns:///"+host, grpc.WithTransportCredentials(creds), largeAnswers())
 	case strings.HasPrefix(addr, "unix:"):
-		return grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
+		return grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"), largeAnswers())
 	}
 	return nil, fault.New(fault.Invalid, "the address %q is neither unix:///path/to/gateway.sock nor tcp://host:port", addr)
+}
+
+// largeAnswers lets a list be as long as it is: a gateway's own words are trusted.
+func largeAnswers() grpc.DialOption {
+	return grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32))
 }
 
 // mutualTLS is how both sides prove who they are.

@@ -19,7 +19,7 @@ import (
 	"github.com/sandgate/sandgate/shared/plan"
 )
 
-// generation is one configuration, launched and negotiated.
+// generation is one configuration, launched and negotiated. Once it is in use nothing of it changes but retired.
 type generation struct {
 	engine.Generation
 	config     *config.Config
@@ -27,6 +27,7 @@ type generation struct {
 	bases      map[string]*openDriver // base drivers, by name
 	copies     map[string]string      // extension -> the gateway's own copy of its program
 	stored     bool
+	retired    bool // what it had was given back; guarded by Daemon.mu
 }
 
 func newGeneration(cfg *config.Config) *generation {

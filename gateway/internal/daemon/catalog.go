@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 
 	"github.com/sandgate/sandgate/drivers"
@@ -31,10 +32,15 @@ func newCatalog(d *Daemon) *catalog {
 	return &catalog{d: d, live: map[string]*generation{}, once: map[string]*sync.Mutex{}}
 }
 
-func (c *catalog) use(g *generation) {
+// use puts a generation into force. It returns the one whose place it takes, if any, which is to be retired: what of it
+// is in flight goes on, since what serves it is shared.
+func (c *catalog) use(g *generation) (before *generation) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	maps.DeleteFunc(c.live, func(_ string, o *generation) bool { return o == g }) // by an earlier id
+	before = c.live[g.ID]
 	c.now, c.live[g.ID] = g, g
+	return before
 }
 
 func (c *catalog) current() *generation {
@@ -103,7 +109,7 @@ func (c *catalog) next(ctx context.Context) (string, error) {
 const generationForm = "g%012d"
 
 // keep stores the generation, so that it can be launched again when its programs and the environment have changed.
-// One that is the same as the newest that is stored takes its id: nothing has changed for anyone.
+// One that is the same as the newest that is stored takes its id: nothing has changed for anyone. It is not in use yet.
 func (c *catalog) keep(ctx context.Context, g *generation) error {
 	snapshot, err := g.config.Snapshot()
 	if err != nil {
@@ -119,24 +125,10 @@ func (c *catalog) keep(ctx context.Context, g *generation) error {
 		return err
 	}
 	if len(last) == 1 && string(last[0].Body) == `"`+print+`"` {
-		return c.replace(g, last[0].ID)
-	}
-	return c.d.journal.Commit(ctx, []journal.Write{{Record: journal.Record{Kind: kindGeneration, ID: g.ID, Body: []byte(`"` + print + `"`), Sealed: sealed}}})
-}
-
-// replace puts a generation in the place of the one that is the same. Whatever of that is in flight goes on: what
-// serves it is shared.
-func (c *catalog) replace(g *generation, id string) error {
-	c.mu.Lock()
-	before := c.live[id]
-	delete(c.live, g.ID)
-	g.ID = id
-	c.live[id] = g
-	c.mu.Unlock()
-	if before == nil {
+		g.ID = last[0].ID
 		return nil
 	}
-	return c.d.retire(before)
+	return c.d.journal.Commit(ctx, []journal.Write{{Record: journal.Record{Kind: kindGeneration, ID: g.ID, Body: []byte(`"` + print + `"`), Sealed: sealed}}})
 }
 
 // revive launches a stored generation, from the gateway's own copies of its programs.

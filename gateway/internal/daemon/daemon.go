@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"github.com/sandgate/sandgate/drivers"
@@ -107,6 +108,9 @@ const flushTimeout = 2 * time.Second
 // New puts a gateway together: everything is validated, launched and negotiated before it returns. Findings say what
 // is wrong with the configuration; with errors among them there is no daemon.
 func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Findings, err error) {
+	if err := enoughFiles(); err != nil {
+		return nil, nil, err
+	}
 	cfg, findings := config.Load(opts.Paths, config.Options{Dev: opts.Dev, Types: drivers.Names()})
 	if cfg == nil {
 		return nil, findings, nil
@@ -154,7 +158,27 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	if d.admit(d.engine.References(), gen, findings); findings.HasErrors() {
 		return nil, findings, nil
 	}
-	return d, findings, d.catalog.keep(ctx, gen)
+	if err := d.catalog.keep(ctx, gen); err != nil {
+		return nil, findings, err
+	}
+	d.catalog.use(gen) // by the id that it has now
+	return d, findings, nil
+}
+
+// fewestFiles is how many files a gateway may need to have open before it has a sandbox.
+const fewestFiles = 256
+
+// enoughFiles refuses a limit with which a gateway would fail later, at whatever it opens next.
+func enoughFiles() error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("read the limit on open files: %w", err)
+	}
+	if limit.Cur < fewestFiles {
+		return fault.New(fault.FailedPrecondition, "this process may have %d files open, and a gateway needs %d at least, and some more for each extension and sandbox: "+
+			"raise the hard limit (ulimit -n, or LimitNOFILE= of its systemd unit)", limit.Cur, fewestFiles)
+	}
+	return nil
 }
 
 func (d *Daemon) operationEnded(op engine.Operation) {

@@ -95,11 +95,18 @@ func (d *Daemon) switchTo(ctx context.Context, gen *generation, f *config.Findin
 		d.admit(refs, gen, f)
 		return !f.HasErrors()
 	}
-	if !d.engine.Switch(allowed, func() { d.catalog.use(gen) }) {
+	var before *generation
+	if !d.engine.Switch(allowed, func() { before = d.catalog.use(gen) }) {
 		return errors.Join(refused(), discardDoors(fresh))
 	}
 	d.engine.Reconfigured()
 	d.doors.serve(gen, fresh)
+	if before == nil {
+		return nil
+	}
+	if err := d.retire(before); err != nil {
+		d.log.Warn("what the configuration before had, and this one has not, was not ended in order", "err", err)
+	}
 	return nil
 }
 
@@ -111,6 +118,17 @@ func (d *Daemon) Extensions() []*gatewayv1.Extension {
 		out = append(out, describeExtension(name, gen.extensions[name]))
 	}
 	return out
+}
+
+// Program implements api.Host.
+func (d *Daemon) Program(name string) *gatewayv1.Extension {
+	if r := d.catalog.current().extensions[name]; r != nil {
+		return describeExtension(name, r)
+	}
+	if o := d.openAs(name); o != nil && o.program != nil {
+		return describeExtension(name, &running{handle: o.program, spec: supervisor.Spec{Privileged: true}})
+	}
+	return nil
 }
 
 func describeExtension(name string, r *running) *gatewayv1.Extension {

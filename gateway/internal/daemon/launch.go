@@ -236,6 +236,11 @@ func (d *Daemon) retire(gen *generation) error {
 	d.opening.Lock() // what is being closed is not opened meanwhile
 	defer d.opening.Unlock()
 	d.mu.Lock()
+	if gen.retired {
+		d.mu.Unlock()
+		return nil
+	}
+	gen.retired = true
 	var last []*running
 	var unused []driver.Driver
 	for _, r := range gen.extensions {
@@ -250,8 +255,6 @@ func (d *Daemon) retire(gen *generation) error {
 			delete(d.open, name)
 		}
 	}
-	clear(gen.extensions) // they are given back once
-	clear(gen.bases)
 	d.mu.Unlock()
 	var errs []error
 	for _, r := range last {

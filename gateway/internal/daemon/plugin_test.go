@@ -10,12 +10,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/sandgate/sandgate/drivers/native"
 	"github.com/sandgate/sandgate/gateway/internal/supervisor"
 	"github.com/sandgate/sandgate/plugin"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/driver/drivertest"
+	gatewayv1 "github.com/sandgate/sandgate/shared/proto/gateway/v1"
 	"github.com/sandgate/sandgate/shared/sandbox"
 	"github.com/sandgate/sandgate/shared/wire"
 )
@@ -133,8 +138,18 @@ func TestRealScenario37ADriverProgramDiesInCreate(t *testing.T) {
 	}
 	program := s.d.open["far"].program
 	before := program.Status().PID
-	if err := s.d.RestartExtension(t.Context(), "far"); err != nil || program.Status().PID == before {
-		t.Errorf("restarted by an operator: %v; process %d was %d", err, program.Status().PID, before)
+	conn, err := grpc.NewClient("unix://"+s.dir+"/gw.sock", grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	operator := gatewayv1.NewGatewayClient(conn)
+	now, err := operator.RestartExtension(t.Context(), &gatewayv1.RestartExtensionRequest{Name: "far"})
+	if err != nil || int(now.GetExtension().GetPid()) == before || now.GetExtension().GetState() != string(supervisor.Ready) {
+		t.Errorf("restarted by an operator: %v; process %d is %v", err, before, now)
+	}
+	if _, err := operator.DisableExtension(t.Context(), &gatewayv1.DisableExtensionRequest{Name: "far"}); status.Code(err) != codes.NotFound {
+		t.Errorf("a driver was disabled: %v", err)
 	}
 	s.remove(id.ID)
 	if s.held() != 0 {

@@ -225,3 +225,37 @@ func TestADriverIsOpenWhileAConfigurationHasIt(t *testing.T) {
 		}
 	}
 }
+
+// TestAReloadOfTheSameIsWatched: whoever looks at the extensions meanwhile, as a scrape of the metrics does, sees them.
+func TestAReloadOfTheSameIsWatched(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	s := newSite(t)
+	s.write(s.keeperBlock(`tag = "one"`), fmt.Sprintf(tunedBind, "30s"))
+	s.start()
+	defer s.end()
+	pid, over := s.pid(), make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			if n := len(s.d.Extensions()); n != 1 {
+				t.Errorf("%d extensions during a reload", n)
+				return
+			}
+		}
+	})
+	for range 10 {
+		if _, err := s.d.Reload(t.Context(), "test"); err != nil {
+			t.Error(err)
+		}
+	}
+	close(over)
+	watcher.Wait()
+	if now := s.pid(); now != pid {
+		t.Errorf("nothing has changed, and the process is %d, no longer %d", now, pid)
+	}
+}

@@ -177,7 +177,7 @@ func executable(p *program) (*os.File, error) {
 	if p.interpreter != nil {
 		f = p.interpreter
 	}
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 64)
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 16) // a child has five
 	if err != nil {
 		return nil, fmt.Errorf("duplicate the program's descriptor: %w", err)
 	}
