@@ -57,6 +57,29 @@ func TestTheExampleLoadsAndHasEveryKey(t *testing.T) {
 	}
 }
 
+// The configurations of the examples are whole, and formatted.
+func TestTheExamplesLoad(t *testing.T) {
+	files, err := filepath.Glob("../../../examples/*/*.hcl")
+	if err != nil || len(files) < 2 {
+		t.Fatal(files, err)
+	}
+	for _, name := range files {
+		src, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if formatted, _ := Format(src, name); string(formatted) != string(src) {
+			t.Errorf("%s is not formatted", name)
+		}
+		if !strings.Contains(string(src), "driver \"") {
+			continue // settings of one extension, for the conformance kit
+		}
+		if _, f := Load([]string{name}, options()); f.HasErrors() {
+			t.Errorf("%s: %s", name, f)
+		}
+	}
+}
+
 // keys returns the name of every block and attribute of the schema.
 func keys(t reflect.Type) []string {
 	var out []string
