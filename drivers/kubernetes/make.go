@@ -387,7 +387,7 @@ func (m *making) prune() error {
 		return err
 	}
 	for _, l := range left {
-		if slices.ContainsFunc(m.sides, func(o object) bool { return o.GVK.Kind == l.resource.gvk.Kind && o.Name == l.object.GetName() }) {
+		if l.resource == podResource || slices.ContainsFunc(m.sides, func(o object) bool { return o.GVK.Kind == l.resource.gvk.Kind && o.Name == l.object.GetName() }) {
 			continue
 		}
 		if err := m.d.cluster.remove(m.work, l.resource, l.object); err != nil {
