@@ -179,7 +179,7 @@ func (d *Driver) checkKernel(path string) error {
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return fault.New(fault.FailedPrecondition, "LaunchPlan/main kernel_image: %w", err)
+		return fault.New(fault.FailedPrecondition, "LaunchPlan/main kernel_image %s: %w", path, err)
 	}
 	for _, dir := range d.hide {
 		if rel, err := filepath.Rel(dir, real); err == nil && filepath.IsLocal(rel) {

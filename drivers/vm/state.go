@@ -352,7 +352,7 @@ func (d *Driver) processes(id, operation string) ([]host.Process, error) {
 		}
 		args := bytes.Split(raw, []byte{0})
 		i := slices.IndexFunc(args, func(a []byte) bool { return string(a) == "-name" })
-		if i < 0 || i+1 == len(args) || string(args[0]) != d.cfg.QEMU {
+		if i < 0 || i+1 == len(args) {
 			continue
 		}
 		if name := string(args[i+1]); name == want || operation == "" && strings.HasPrefix(name, want) {

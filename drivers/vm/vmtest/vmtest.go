@@ -61,7 +61,7 @@ func Image(t testing.TB, dir string) string {
 	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), raw, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "cat", "echo", "sleep", "id", "ip", "ls", "mkdir", "touch", "kill", "ps", "env", "true", "false", "hostname", "wget", "nc", "date", "mount", "tr"} {
+	for _, name := range []string{"sh", "cat", "echo", "sleep", "id", "ip", "ls", "mkdir", "touch", "kill", "ps", "env", "true", "false", "hostname", "wget", "nc", "date", "mount", "tr", "mv", "mkfifo", "head"} {
 		if err := os.Symlink("/bin/busybox", filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatal(err)
 		}

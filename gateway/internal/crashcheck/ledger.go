@@ -295,7 +295,7 @@ func (s site) compareHeld(l *ledger, leases map[string]lease, held []witnessed, 
 		}
 	}
 	for k := range want {
-		if !real[k] && s.engine == "" {
+		if !real[k] && s.witnessed() {
 			r.add("it lives, and nobody holds for it what it needs: %s", k)
 		}
 	}

@@ -26,7 +26,11 @@ type site struct {
 	driver  string // the name of the composed driver, with which the ids of its sandboxes begin
 	gateway int    // the gateway's pid; 0: it has ended in order, and nothing may be left of it
 	engine  string // the socket of the container engine; "": the base is the native driver, and a third extension binds it
+	qemu    string // the program that stands in for QEMU; "": the base runs no virtual machines
 }
+
+// witnessed reports whether there is the third extension.
+func (s site) witnessed() bool { return s.engine == "" && s.qemu == "" }
 
 func main() {
 	var s site
@@ -35,6 +39,7 @@ func main() {
 	flag.StringVar(&s.driver, "driver", "", "the composed driver")
 	flag.IntVar(&s.gateway, "gateway", 0, "the pid of the gateway; 0: it has ended")
 	flag.StringVar(&s.engine, "engine", "", "the socket of the container engine under the composed driver; empty: it is the native driver")
+	flag.StringVar(&s.qemu, "qemu", "", "what stands in for QEMU where the composed driver runs virtual machines")
 	flag.Parse()
 	var wrong []string
 	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) { //nolint:forbidigo // there is nothing to be told by
@@ -65,9 +70,14 @@ func (s site) look() []string {
 	s.compareHeld(led, leases, held, &r)
 	s.judgeProcesses(led, readProcesses(s.dir), &r)
 	s.judgeSockets(&r)
-	if s.engine != "" {
+	switch {
+	case s.engine != "":
 		s.judgeEngine(led, leases, &r)
-	} else {
+	case s.qemu != "":
+		s.judgeDirectories(led, &r)
+		s.judgeLinks(led, &r)
+		s.judgeLogs(led, leases, &r)
+	default:
 		s.judgeDirectories(led, &r)
 		s.judgeLinks(led, &r)
 		s.judgeGroups(led, &r)

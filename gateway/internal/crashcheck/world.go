@@ -61,6 +61,12 @@ func (s site) role(p process) (role, id string) {
 			return p.args[i+2], p.args[i+3] // shim or init, ID
 		case strings.HasPrefix(a, s.dir+"/"+s.driver+"-") && i == len(p.args)-1:
 			return "command", filepath.Base(a)
+		case a == "-name" && s.qemu != "" && len(p.args) > i+1 && strings.HasPrefix(p.args[i+1], "sandgate "):
+			role := "machine"
+			if p.args[0] == s.qemu {
+				role = "stand-in"
+			}
+			return role, strings.Fields(p.args[i+1])[1]
 		}
 	}
 	return "", ""
@@ -82,7 +88,7 @@ func (s site) judgeProcesses(l *ledger, procs map[int]process, r *report) {
 			if !l.sandboxes[id].runs() {
 				r.add("sandbox %s does not run, and there is %s", id, p)
 			}
-			if up := procs[p.parent]; role != "shim" && up.pid != 0 {
+			if up := procs[p.parent]; role != "shim" && role != "stand-in" && up.pid != 0 {
 				if _, of := s.role(up); of != id {
 					r.add("%s of sandbox %s is the child of %s", role, id, up)
 				}
@@ -90,8 +96,11 @@ func (s site) judgeProcesses(l *ledger, procs map[int]process, r *report) {
 		}
 	}
 	want, roles := 3, []string{"shim", "init", "command"}
-	if s.engine != "" {
+	switch {
+	case s.engine != "":
 		want, roles = 2, []string{"command"}
+	case s.qemu != "":
+		want, roles = 2, []string{"stand-in", "machine"}
 	}
 	if s.gateway != 0 && extensions != want {
 		r.add("%d extensions run, want %d", extensions, want)
@@ -105,7 +114,12 @@ func (s site) judgeProcesses(l *ledger, procs map[int]process, r *report) {
 	}
 }
 
-func (s site) sandboxes() string { return s.dir + "/data/drivers/native/sandboxes" }
+func (s site) sandboxes() string {
+	if s.qemu != "" {
+		return s.dir + "/data/drivers/vm/sandboxes"
+	}
+	return s.dir + "/data/drivers/native/sandboxes"
+}
 
 // judgeDirectories looks at what the driver keeps: a directory for each sandbox, which bears its marks.
 func (s site) judgeDirectories(l *ledger, r *report) {
@@ -197,7 +211,7 @@ func (s site) judgeLinks(l *ledger, r *report) {
 func (s site) unmarked(l *ledger, name string) bool {
 	for id := range l.known {
 		sum := sha256.Sum256([]byte(id))
-		if name == "sgv"+hex.EncodeToString(sum[:])[:11] {
+		if end := hex.EncodeToString(sum[:])[:11]; name == "sgv"+end || name == "sgt"+end {
 			return true
 		}
 	}
@@ -274,6 +288,24 @@ func (s site) judgeMounts(r *report) {
 	raw, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil || bytes.Contains(raw, []byte(s.dir)) {
 		r.add("a mount of a sandbox shows on the host: %v", err)
+	}
+}
+
+// judgeLogs compares what each virtual machine that runs has said that it sees with what is leased to it.
+func (s site) judgeLogs(l *ledger, leases map[string]lease, r *report) {
+	for id, sb := range l.sandboxes {
+		if !sb.runs() {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(s.sandboxes(), id, "log"))
+		for _, x := range leases {
+			if x.Sandbox != id {
+				continue
+			}
+			if prefix, bad := netip.ParsePrefix(x.Prefix); err != nil || bad != nil || !bytes.Contains(raw, []byte(prefix.Addr().String())) {
+				r.add("sandbox %s does not see its address %s: %v\n%s", id, x.Prefix, err, raw)
+			}
+		}
 	}
 }
 

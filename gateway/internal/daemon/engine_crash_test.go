@@ -15,12 +15,16 @@ import (
 	"github.com/sandgate/sandgate/drivers/container/enginetest"
 )
 
-// wreck is a site over a container engine, whose gateway is killed at calls of the engine.
+// wreck is a site over a container engine, or over QEMU, whose gateway is killed at calls of that.
 type wreck struct {
 	*ruin
 	engine *enginetest.Engine
-	proxy  *enginetest.Proxy
-	kills  int
+	proxy  interface {
+		Arm(n int, how enginetest.How, reads bool)
+		Disarm() string
+	}
+	about []string // what the checker is told of the base
+	kills int
 
 	mu  sync.Mutex
 	pid int // of the gateway
@@ -90,8 +94,9 @@ func newWreckOn(t *testing.T, e *enginetest.Engine, number int) *wreck {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &wreck{ruin: &ruin{t: t, dir: dir, bin: bin, name: filepath.Base(dir)}, engine: e, proxy: enginetest.NewProxy(t, e)}
-	w.proxy.At = w.kill
+	proxy := enginetest.NewProxy(t, e)
+	w := &wreck{ruin: &ruin{t: t, dir: dir, bin: bin, name: filepath.Base(dir)}, engine: e, proxy: proxy, about: []string{"-engine", e.Socket}}
+	proxy.At = w.kill
 	t.Cleanup(func() {
 		w.raze()
 		_ = os.RemoveAll(mustRuntimeDir(t, dir+"/data"))
@@ -102,9 +107,9 @@ func newWreckOn(t *testing.T, e *enginetest.Engine, number int) *wreck {
 			t.Fatal(err)
 		}
 	}
-	typ, socket := "docker", fmt.Sprintf("host = \"unix://%s\"", w.proxy.Socket)
+	typ, socket := "docker", fmt.Sprintf("host = \"unix://%s\"", proxy.Socket)
 	if e.Kind != enginetest.Docker {
-		typ, socket = "podman", fmt.Sprintf("socket = %q", w.proxy.Socket)
+		typ, socket = "podman", fmt.Sprintf("socket = %q", proxy.Socket)
 	}
 	text := strings.NewReplacer("DIR", dir, "TYPE", typ, "SOCKET", socket, "IMAGE", enginetest.Image, "NAME", w.name,
 		"SUBNETS", fmt.Sprintf("10.%d.0.0/16", 90+number)).Replace(wreckConfig)
@@ -136,8 +141,8 @@ func (w *wreck) look(after string) {
 	if w.cmd != nil {
 		pid = w.cmd.Process.Pid
 	}
-	out, err := exec.Command(filepath.Join(w.bin, "crashcheck"), "-dir", w.dir, "-driver", w.name, "-gateway", fmt.Sprint(pid),
-		"-run", mustRuntimeDir(w.t, w.dir+"/data"), "-engine", w.engine.Socket).CombinedOutput()
+	args := append([]string{"-dir", w.dir, "-driver", w.name, "-gateway", fmt.Sprint(pid), "-run", mustRuntimeDir(w.t, w.dir+"/data")}, w.about...)
+	out, err := exec.Command(filepath.Join(w.bin, "crashcheck"), args...).CombinedOutput()
 	if err != nil || len(out) > 0 {
 		notes, _ := exec.Command("sh", "-c", "head -v "+w.dir+"/data/drivers/*/runs/*").CombinedOutput()
 		w.t.Fatalf("after %s, the checker: %v\n%s\n%s\n%s\n%s", after, err, out, w.err.String(), notes, w.logs())

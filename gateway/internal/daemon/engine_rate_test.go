@@ -44,7 +44,7 @@ func TestDockerRate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	direct := strings.ReplaceAll(string(raw), w.proxy.Socket, w.engine.Socket)
+	direct := strings.ReplaceAll(string(raw), w.proxy.(*enginetest.Proxy).Socket, w.engine.Socket)
 	if err := os.WriteFile(path, []byte(direct), 0o600); err != nil {
 		t.Fatal(err)
 	}
