@@ -96,7 +96,11 @@ func (d *Driver) letGo(ctx context.Context, m *meta, b begun, q *qemu) error {
 	if err := host.NoteJSON(d.file(m.Identity.ID, machineFile), b); err != nil {
 		return host.Classify(err, "note the machine")
 	}
-	return mon.execute(ctx, "cont", nil, nil)
+	if err := mon.execute(ctx, "cont", nil, nil); err != nil {
+		return err
+	}
+	b.Runs = true
+	return host.Classify(host.NoteJSON(d.file(m.Identity.ID, machineFile), b), "note the machine")
 }
 
 func closeAll(files []*os.File) {

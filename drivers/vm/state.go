@@ -74,6 +74,7 @@ type begun struct {
 	host.Process
 	Backend string `json:"backend"`
 	Accel   string `json:"accel"`
+	Runs    bool   `json:"runs"` // its guest was let go
 }
 
 // exited is how a run ended.
@@ -180,16 +181,18 @@ func (d *Driver) status(m *meta) (*driver.Status, error) {
 	if !begun {
 		return st, nil
 	}
-	st.State = driver.Running
+	switch r := d.report(m); {
+	case r.ready:
+		st.State = driver.Ready
+	case b.Runs:
+		st.State = driver.Running
+	}
 	st.Objects = append(st.Objects, driver.RealObject{Kind: "process", Name: strconv.Itoa(b.PID)})
 	if m.TAP != "" {
 		st.Objects = append(st.Objects, driver.RealObject{Kind: "link", Name: m.TAP})
 	}
 	if m.Address != "" {
 		st.Addresses = []string{m.Address}
-	}
-	if d.report(m).ready {
-		st.State = driver.Ready
 	}
 	return st, nil
 }

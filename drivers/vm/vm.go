@@ -259,10 +259,10 @@ func (d *Driver) Start(ctx context.Context, r *driver.StartRequest) error {
 	if err != nil {
 		return err
 	}
-	if m.Run == r.Run && (underWay(st) || st.State == driver.Exited) {
+	switch {
+	case m.Run == r.Run && (underWay(st) || st.State == driver.Exited):
 		return nil
-	}
-	if m.Run != r.Run && underWay(st) {
+	case underWay(st):
 		return fault.New(fault.FailedPrecondition, "sandbox %q still runs, as run %d", r.Identity.ID, m.Run)
 	}
 	return d.begin(ctx, m, r)

@@ -270,6 +270,7 @@ func (s site) judgeSockets(r *report) {
 				return nil
 			case err != nil:
 				return err
+			case s.qemu != "" && strings.HasPrefix(path, s.sandboxes()): // a machine's own, under another name
 			case e.Type()&fs.ModeSocket != 0 && !served[path] && !served[path+".new"]: // it may have been renamed into its place
 				r.add("a socket that nobody serves: %s", path)
 			case s.gateway == 0 && dir == s.run && path != dir:

@@ -25,8 +25,8 @@ import (
 // standInName is the program that stands in for QEMU, by its own name: this one. It lies in the directory of its site.
 const standInName = "qemu-stand-in"
 
-// moments is the socket at which a site is asked about each moment of a QEMU.
-const moments = "moments.sock"
+// moments names the file that says at which socket a site is asked about each moment of a QEMU.
+const moments = "moments"
 
 // The descriptors that the vm driver hands to QEMU and that are of interest here: two sockets that listen.
 const (
@@ -81,7 +81,11 @@ func beQEMU(dir string, args []string) error {
 
 // ask asks the site about a moment, and reports whether to go on.
 func ask(dir, what string, how enginetest.How) bool {
-	conn, err := net.Dial("unix", filepath.Join(dir, moments))
+	at, err := os.ReadFile(filepath.Join(dir, moments))
+	if err != nil {
+		return true
+	}
+	conn, err := net.Dial("unix", string(at))
 	if err != nil {
 		return true
 	}
@@ -273,7 +277,10 @@ func newVMWreck(t *testing.T, number int) *wreck {
 	g := &gate{}
 	w := &wreck{ruin: &ruin{t: t, dir: dir, bin: bin, name: filepath.Base(dir)}, proxy: g, about: []string{"-qemu", program}}
 	g.kill = w.kill
-	l, err := net.Listen("unix", filepath.Join(dir, moments))
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "sock"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, moments), []byte(l.Addr().String()), 0o600)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
