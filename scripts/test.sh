@@ -33,7 +33,7 @@ command -v gcc >/dev/null && race=-race
 lane "build" make -s build
 lane "format and vet" scripts/lint.sh
 lane "Kubernetes servers" scripts/kube.sh
-lane "tests" go test $race -timeout 20m ./...
+lane "tests" go test $race -timeout 40m ./...
 lane "wire" scripts/proto.sh check
 lane "demo" scripts/demo.sh
 lane "authors" scripts/authors.sh
