@@ -72,16 +72,8 @@ func sleeper(n int) sandbox.Spec {
 // that was asked for by a label is called for its cleanup, also by a gateway that was started since.
 func cleanupKnowsTheSandbox(t *testing.T) {
 	c := newChained(t, "native", member("nemo", `bind:activation = "on_request"`))
-	c.configure()
-	path := filepath.Join(c.dir, "site.hcl")
-	raw, err := os.ReadFile(path)
-	if err == nil {
-		err = os.WriteFile(path, append(raw, "activation \"nemo\" {\n  when {}\n}\n"...), 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.start()
+	c.rules = "activation \"nemo\" {\n  when {}\n}\n"
+	c.up()
 	labels := map[string]string{"openshell.io/extension.nemo": "enabled", "team": "x"}
 	spec := sleeper(7101)
 	spec.Labels = labels

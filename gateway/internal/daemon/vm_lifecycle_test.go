@@ -2,8 +2,7 @@ package daemon
 
 import (
 	"bytes"
-	"os"
-	"path/filepath"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -24,15 +23,15 @@ func TestLifecycleScenarios(t *testing.T) {
 		"configure_launch_runs_each_extension_in_order":            configureLaunchInOrder,
 		"configure_launch_short_circuits_on_first_failure":         configureLaunchShortCircuits,
 		"on_request_extension_only_runs_when_label_is_enabled":     onRequestByLabel,
-		"active_names_reflects_request_label":                      onRequestByLabel,
-		"validate_rejects_invalid_on_request_key":                  refusedNames,
+		"active_names_reflects_request_label":                      activeByLabel,
+		"validate_rejects_invalid_on_request_key":                  unsafeKey,
 		"before_launch_runs_each_extension_in_order_and_env":       beforeLaunchInOrder,
 		"before_launch_short_circuits_on_first_failure":            beforeLaunchShortCircuits,
 		"after_launch_failed_runs_extensions_in_reverse_order":     afterLaunchFailedInReverse,
 		"after_delete_runs_every_extension":                        afterDeleteRunsAll,
 		"resource_exhausted_flag_round_trips":                      resourceExhausted,
-		"extension_state_dir_rejects_path_unsafe_names":            refusedNames,
-		"validate_rejects_duplicate_extension_names":               refusedNames,
+		"extension_state_dir_rejects_path_unsafe_names":            unsafeNames,
+		"validate_rejects_duplicate_extension_names":               twoOfOneName,
 		"descriptor_tracks_provided_capabilities_and_requirements": descriptor,
 	} {
 		t.Run(name, func(t *testing.T) { scenario(t) })
@@ -76,7 +75,7 @@ func configureLaunchInOrder(t *testing.T) {
 			t.Errorf("%v does not say %s", err, want)
 		}
 	}
-	c.called(nil, "validate_request a create", "validate_request b create", "prepare_plan a create", "prepare_plan b create")
+	c.called([]phase.Phase{phase.PreparePlan, phase.BeforeCreate, phase.OnCreateFailed}, "prepare_plan a create", "prepare_plan b create")
 	c.nothing()
 	c.end()
 }
@@ -93,19 +92,17 @@ func configureLaunchShortCircuits(t *testing.T) {
 	c.end()
 }
 
-// What is active is decided at the create, by the label, and shown; and it stays so until the delete, which releases.
-func onRequestByLabel(t *testing.T) {
+// onRequest is a site with an extension for all, and one that is asked for.
+func onRequest(t *testing.T) *chained {
+	t.Helper()
 	c := newChained(t, "native", member("global"), member("nemo-relay", `bind:activation = "on_request"`))
-	c.configure()
-	path := filepath.Join(c.dir, "site.hcl")
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, append(raw, "activation \"nemo-relay\" {\n  when {\n    driver = \"acme\"\n  }\n}\n"...), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c.start()
+	c.rules = "activation \"nemo-relay\" {\n  when {\n    driver = \"acme\"\n  }\n}\n"
+	return c.up()
+}
+
+// What is active is decided by the label, and shown.
+func activeByLabel(t *testing.T) {
+	c := onRequest(t)
 	all := []string{"global", "nemo-relay"}
 	for value, want := range map[string][]string{"": all[:1], "disabled": all[:1], "disable": all[:1], "no": all[:1], "perhaps": all[:1],
 		"enabled": all, " Enable ": all, "requested": all, "request": all, "true": all} {
@@ -120,7 +117,12 @@ func onRequestByLabel(t *testing.T) {
 			t.Errorf("%q: active are %v, want %v", value, p.Active, want)
 		}
 	}
-	c.forget()
+	c.end()
+}
+
+// Who is active is called in every phase, those that release too; who is not, in none.
+func onRequestByLabel(t *testing.T) {
+	c := onRequest(t)
 	for name, labels := range map[string]map[string]string{"without": nil, "with": {"openshell.io/extension.nemo-relay": "enabled"}} {
 		c.deleteIt(c.ready(name, sandbox.Spec{Labels: labels}))
 	}
@@ -145,27 +147,33 @@ func onRequestByLabel(t *testing.T) {
 }
 
 // Names become parts of paths, of metrics, of labels. What cannot be one is refused when the configuration is read, at
-// its line; so are two of one name. There is no directory for each extension here that a name could lead out of.
-func refusedNames(t *testing.T) {
-	for what, text := range map[string]struct{ hcl, want string }{
-		"a path":            {`extension "../vfio" { command = "/bin/true" }`, "../vfio"},
-		"nothing":           {`extension "" { command = "/bin/true" }`, `extension ""`},
-		"dots":              {`extension ".." { command = "/bin/true" }`, `extension ".."`},
-		"a slash":           {`extension "a/b" { command = "/bin/true" }`, "a/b"},
-		"two of one name":   {"extension \"vfio\" { command = \"/bin/true\" }\nextension \"vfio\" { command = \"/bin/true\" }", "uplicate"},
-		"an activation key": {"activation \"../vfio\" { default = true }", "../vfio"},
-	} {
-		s := newSite(t)
-		path := s.write(text.hcl+"\n", "")
-		d, found, err := New(t.Context(), s.options())
-		var said bytes.Buffer
-		if d != nil || found == nil || found.Render(&said) != nil {
-			t.Errorf("%s: it was loaded (%v)", what, err)
-			continue
-		}
-		if !strings.Contains(said.String(), text.want) || !strings.Contains(said.String(), path) {
-			t.Errorf("%s: %s", what, said.String())
-		}
+// its line. There is no directory for each extension here that a name could lead out of.
+func unsafeNames(t *testing.T) {
+	for _, name := range []string{"../vfio", "", "..", "a/b"} {
+		unreadable(t, fmt.Sprintf("extension %q {\n  command = \"/bin/true\"\n}\n", name), fmt.Sprintf("extension %q", name))
+	}
+}
+
+func unsafeKey(t *testing.T) {
+	unreadable(t, "activation \"../vfio\" {\n  default = true\n}\n", "../vfio")
+}
+
+func twoOfOneName(t *testing.T) {
+	block := "extension \"vfio\" {\n  command = \"/bin/true\"\n}\n"
+	unreadable(t, block+block, "uplicate")
+}
+
+// unreadable loads a configuration that is refused, with these words and its place.
+func unreadable(t *testing.T, text, want string) {
+	t.Helper()
+	s := newSite(t)
+	path := s.write(text, "")
+	d, found, err := New(t.Context(), s.options())
+	var said bytes.Buffer
+	if d != nil || found == nil || found.Render(&said) != nil {
+		t.Errorf("%s was loaded (%v)", text, err)
+	} else if !strings.Contains(said.String(), want) || !strings.Contains(said.String(), path) {
+		t.Errorf("%s: %s", text, said.String())
 	}
 }
 

@@ -207,6 +207,9 @@ func (x *recorder) BeforeCreate(ctx context.Context, r *plugin.Request, s *plugi
 func (x *recorder) BeforeStart(ctx context.Context, r *plugin.Request, s *plugin.Setup) error {
 	err := x.in(ctx, r, func() error {
 		s.Hold("run", r.SubjectID(), "")
+		if want := x.settings["demands"]; want != "" && !slices.ContainsFunc(r.Plan(), func(o plan.Object) bool { return o.Fields["backend"] == want }) {
+			return errDeny
+		}
 		if b := x.settings["late_backend"]; b != "" {
 			return s.Contribute("LaunchPlan", "main", map[string]string{"backend": b})
 		}

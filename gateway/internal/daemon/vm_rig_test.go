@@ -33,7 +33,7 @@ type chained struct {
 	base    string
 	members []string // as member makes them
 	extra   string   // of the vm driver's config block
-	outer   string   // of the composed driver's block
+	rules   string   // activation blocks
 	limit   time.Duration
 }
 
@@ -106,7 +106,7 @@ func (c *chained) text(extensions, binds string) {
 		base = "vm"
 		text += c.vmBlock()
 	}
-	text += fmt.Sprintf("driver \"acme\" {\n  base = %q\n  reconcile_interval = \"2s\"\n%s%s}\n", base, c.outer, binds)
+	text += fmt.Sprintf("driver \"acme\" {\n  base = %q\n  reconcile_interval = \"2s\"\n%s}\n", base, binds) + c.rules
 	if err := os.WriteFile(filepath.Join(c.dir, "site.hcl"), []byte(text), 0o600); err != nil {
 		c.t.Fatal(err)
 	}
