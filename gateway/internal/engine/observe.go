@@ -1,13 +1,16 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/sandgate/sandgate/gateway/internal/pipeline"
 	"github.com/sandgate/sandgate/shared/driver"
+	"github.com/sandgate/sandgate/shared/extension"
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 	"github.com/sandgate/sandgate/shared/sandbox"
@@ -155,20 +158,17 @@ func (e *Engine) internal(ctx context.Context, s *subject, kind phase.Operation)
 // note keeps what the driver says and what calls for nothing: addresses, objects, exit code, why it is not ready.
 func (e *Engine) note(s *subject, sb *Sandbox, st *driver.Status) *Sandbox {
 	next := *sb
-	if !slices.Equal(next.Addresses, st.Addresses) {
-		next.Addresses = st.Addresses
+	if told := words(st.Addresses); !slices.Equal(next.Addresses, told) {
+		next.Addresses = told
 	}
-	if !slices.Equal(next.Objects, st.Objects) {
-		next.Objects = st.Objects
+	if told := named(st.Objects); !slices.Equal(next.Objects, told) {
+		next.Objects = told
 	}
 	if st.ExitCode != nil && next.Run.ExitCode == nil {
 		next.Run.ExitCode = st.ExitCode
 	}
 	running := sb.Run.Active && (sb.State == sandbox.Starting || sb.State == sandbox.Ready || sb.State == sandbox.Failing)
-	reason := st.Message
-	if reason == "" {
-		reason = st.Reason
-	}
+	reason := reasonOf(st)
 	switch {
 	case running && st.State == driver.Failed:
 		next.State, next.Reason, next.Failed = sandbox.Failing, reason, true
@@ -186,6 +186,33 @@ func (e *Engine) note(s *subject, sb *Sandbox, st *driver.Status) *Sandbox {
 		return sb
 	}
 	return &next
+}
+
+// What a status tells is kept in the sandbox's record and goes to everybody who lists it. A driver from outside tells what
+// it likes, so it is cut as all words of others are.
+const (
+	maxTold     = 64  // addresses, and objects
+	maxToldWord = 512 // bytes of each
+)
+
+func reasonOf(st *driver.Status) string {
+	return pipeline.Words(cmp.Or(st.Message, st.Reason), extension.MaxWords)
+}
+
+func words(list []string) []string {
+	out := slices.Clone(list[:min(len(list), maxTold)])
+	for i := range out {
+		out[i] = pipeline.Words(out[i], maxToldWord)
+	}
+	return out
+}
+
+func named(list []driver.RealObject) []driver.RealObject {
+	out := slices.Clone(list[:min(len(list), maxTold)])
+	for i := range out {
+		out[i] = driver.RealObject{Kind: pipeline.Words(out[i].Kind, maxToldWord), Name: pipeline.Words(out[i].Name, maxToldWord)}
+	}
+	return out
 }
 
 func same(a, b *Sandbox) bool {
@@ -215,7 +242,7 @@ func (e *Engine) notReady(ctx context.Context, s *subject, d *Driver, run int) {
 	ctx, cancel := context.WithTimeout(ctx, d.DriverTimeout)
 	defer cancel()
 	if st, err := d.Driver.Get(ctx, sb.Identity); err == nil && st.Message != "" {
-		next.Reason += ": " + st.Message
+		next.Reason += ": " + reasonOf(st)
 	}
 	var tx change
 	e.putSandbox(&tx, s, &next)
