@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -53,8 +54,9 @@ type Driver struct {
 	cfg    Config
 	engine Engine
 	about  *driver.Description
-	owner  string // the mark of this data directory
-	ones   keyed  // one mutating call for a sandbox or workspace at a time
+	owner  string      // the mark of this data directory
+	other  atomic.Bool // another engine answers in the place of the one that was opened
+	ones   keyed       // one mutating call for a sandbox or workspace at a time
 	pens   [32]sync.Mutex
 
 	calls  sync.WaitGroup // mutating calls whose callers may be gone
@@ -193,7 +195,28 @@ func (d *Driver) find(ctx context.Context, id sandbox.Identity) (*Found, error) 
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return nil, err
 	}
-	return d.findMarked(ctx, id)
+	c, err = d.findMarked(ctx, id)
+	if fault.Is(err, fault.NotFound) { // which proves nothing where another engine says it
+		if other := d.sameEngine(ctx); other != nil {
+			return nil, other
+		}
+	}
+	return c, err
+}
+
+// sameEngine refuses an engine that is another one than the driver was opened on: one that was given another storage, or
+// another host that has taken the address over. What it does not have may run on where it was.
+func (d *Driver) sameEngine(ctx context.Context) error {
+	about, err := d.engine.About(ctx)
+	if err != nil {
+		return err
+	}
+	d.other.Store(about.Instance != d.about.Instance)
+	if !d.other.Load() {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "another %s engine answers (%s) than the one that the sandboxes are on (%s): nothing is taken for gone until that is back",
+		d.cfg.Type, about.Instance, d.about.Instance)
 }
 
 func (d *Driver) findMarked(ctx context.Context, id sandbox.Identity) (*Found, error) {

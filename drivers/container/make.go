@@ -18,6 +18,11 @@ import (
 // Create implements driver.Driver.
 func (d *Driver) Create(ctx context.Context, r *driver.CreateRequest) error {
 	return d.mutate(ctx, r.Identity.ID, func(w *work) error {
+		if d.other.Load() { // as the watch has seen
+			if err := d.sameEngine(w); err != nil {
+				return err
+			}
+		}
 		c, err := d.findMarked(w, r.Identity)
 		switch {
 		case fault.Is(err, fault.NotFound):

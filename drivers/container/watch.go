@@ -28,6 +28,9 @@ func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 }
 
 func (w *watcher) snapshot(ctx context.Context) error {
+	if err := w.d.sameEngine(ctx); err != nil {
+		return err
+	}
 	ids, err := w.d.engine.ListContainers(ctx, map[string]string{ownerLabel: w.d.owner})
 	if err != nil {
 		return err

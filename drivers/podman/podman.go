@@ -4,7 +4,10 @@ package podman
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,10 +36,9 @@ type Config struct {
 
 // engine implements container.Engine.
 type engine struct {
-	api      *api
-	cfg      Config
-	rootless bool
-	checks   checks
+	api    *api
+	cfg    Config
+	checks checks
 }
 
 var _ container.Engine = (*engine)(nil)
@@ -92,6 +94,20 @@ func (e *engine) Close() error {
 	return nil
 }
 
+// machineID is where a host keeps the name that it has for good (machine-id(5)): its hostname may change under its sandboxes.
+const machineID = "/etc/machine-id"
+
+// machine returns a digest of that name, which is not for everybody, or "" where the host has none.
+func machine(file string) string {
+	raw, err := os.ReadFile(file)
+	id := strings.TrimSpace(string(raw))
+	if err != nil || id == "" || id == "uninitialized" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte("sandgate podman " + id))
+	return hex.EncodeToString(sum[:8])
+}
+
 // About implements container.Source.
 func (e *engine) About(ctx context.Context) (*container.About, error) {
 	var info struct {
@@ -112,11 +128,11 @@ func (e *engine) About(ctx context.Context) (*container.About, error) {
 	if err := e.api.do(ctx, call{what: "ask", about: "the engine at " + e.cfg.Socket, method: "GET", path: "/info"}, &info); err != nil {
 		return nil, err
 	}
-	e.rootless = info.Host.Security.Rootless
-	if want := e.cfg.Rootless; want != nil && *want != e.rootless {
-		return nil, fault.New(fault.FailedPrecondition, "the engine at %s is rootless: %t, and the configuration says %t", e.cfg.Socket, e.rootless, *want)
+	rootless := info.Host.Security.Rootless
+	if want := e.cfg.Rootless; want != nil && *want != rootless {
+		return nil, fault.New(fault.FailedPrecondition, "the engine at %s is rootless: %t, and the configuration says %t", e.cfg.Socket, rootless, *want)
 	}
-	a := &container.About{Version: info.Version.Version, Instance: info.Host.Hostname + ":" + info.Store.GraphRoot, Missing: map[string]string{}}
+	a := &container.About{Version: info.Version.Version, Instance: cmp.Or(machine(machineID), info.Host.Hostname) + ":" + info.Store.GraphRoot, Missing: map[string]string{}}
 	for _, c := range []string{"cpu", "memory", "pids"} {
 		if !slices.Contains(info.Host.CgroupControllers, c) {
 			a.Missing["limits"] = "the host does not give the engine the control group for " + c
