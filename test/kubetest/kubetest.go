@@ -106,13 +106,21 @@ func New(tb testing.TB, k Kind) *Cluster {
 // Main runs the tests of a package and stops the clusters that they used.
 func Main(m *testing.M) int {
 	code := m.Run()
-	shared.Lock()
-	defer shared.Unlock()
-	for _, c := range shared.clusters {
-		if err := c.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = max(code, 1)
-		}
+	if err := StopAll(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
 	}
 	return code
+}
+
+// StopAll stops the clusters that were used.
+func StopAll() error {
+	shared.Lock()
+	defer shared.Unlock()
+	var err error
+	for _, c := range shared.clusters {
+		err = errors.Join(err, c.Stop())
+	}
+	clear(shared.clusters)
+	return err
 }

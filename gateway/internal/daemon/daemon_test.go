@@ -27,6 +27,7 @@ import (
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/phase"
 	"github.com/sandgate/sandgate/shared/sandbox"
+	"github.com/sandgate/sandgate/test/kubetest"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,6 +66,10 @@ func TestMain(m *testing.M) {
 		unix.Exit(0)
 	}
 	code := enginetest.Main(m)
+	if err := kubetest.StopAll(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
 	for _, dir := range []string{examplesDir, programsDir, boots.dir} {
 		if dir != "" {
 			_ = os.RemoveAll(dir)

@@ -14,7 +14,7 @@ var examples = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	examplesDir = dir
-	build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./ipam", "./tenant-namespace", "./guest-dropin")
+	build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./ipam", "./tenant-namespace", "./guest-dropin", "./device-claim")
 	build.Dir, build.Env = "../../../examples", append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)
