@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -278,4 +279,78 @@ var exits = []string{"after_stop z process_exited", "after_stop a process_exited
 // holds reports whether anything is held of a lifetime.
 func holds(all []engine.Holding, l phase.Lifetime) bool {
 	return slices.ContainsFunc(all, func(h engine.Holding) bool { return len(h.Entries[l]) > 0 })
+}
+
+// A machine whose create is cancelled while a hook runs and while it boots, one whose hook does not end, one that is deleted
+// twice at once, and one whose drop-in fails: everybody is told once, and nothing is left.
+func TestAMachineIsInterrupted(t *testing.T) {
+	t.Parallel()
+	c := newChained(t, "vm", member("a", `bind:timeout = "3s"`, once(phase.BeforeCreate), once(phase.BeforeStart)), member("b")).up()
+	told := []phase.Phase{phase.AfterStop, phase.OnCreateFailed, phase.AfterDelete}
+
+	c.do("a", phase.BeforeStart, "gate")
+	_, id, err := c.d.engine.CreateSandbox(c.ask("one", sandbox.Spec{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.wait("the hook runs", func() bool { return slices.Contains(calls(recorded(t, c.dir)), "before_start a create") })
+	c.deleteIt(id.ID)
+	c.called(told, "after_stop a cancelled", "on_create_failed b cancelled", "on_create_failed a cancelled")
+	c.do("a", phase.BeforeStart, "")
+
+	c.forget()
+	_, id, err = c.d.engine.CreateSandbox(c.ask("one", sandbox.Spec{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.wait("the machine boots", func() bool { return len(c.qemus()) > 0 })
+	c.deleteIt(id.ID)
+	if left := c.qemus(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	// The driver may have ended its call before it was cancelled; then it is a delete like any other.
+	if got := calls(recorded(t, c.dir), told...); !slices.Equal(got, []string{"after_stop b deleted", "after_stop a deleted", "after_delete b", "after_delete a"}) &&
+		!slices.Equal(got, []string{"after_stop b cancelled", "after_stop a cancelled", "on_create_failed b cancelled", "on_create_failed a cancelled"}) {
+		t.Errorf("calls: %v", got)
+	}
+
+	c.forget()
+	c.do("a", phase.AfterReady, "hang")
+	sb := c.ready("one", sandbox.Spec{}) // it is recorded that the hook did not end, and no more
+	if !slices.ContainsFunc(c.history(sb), func(s string) bool { return strings.HasPrefix(s, "after_ready a create (failed") }) {
+		t.Errorf("history: %v", c.history(sb))
+	}
+	one, err := c.d.engine.DeleteSandbox(sb, sandbox.Origin{})
+	two, again := c.d.engine.DeleteSandbox(sb, sandbox.Origin{})
+	for _, h := range []*engine.Handle{one, two} {
+		if h != nil {
+			_, bad := h.Wait(t.Context())
+			err = errors.Join(err, bad)
+		}
+	}
+	if err := errors.Join(err, again); err != nil {
+		t.Error(err)
+	}
+	c.comes(sb, sandbox.Deleted)
+	c.called(told, "after_stop b deleted", "after_stop a deleted", "after_delete b", "after_delete a")
+	c.nothing()
+	c.end()
+
+	c = newChained(t, "vm", member("a", "dropin=10-good.sh"), member("b", "dropin=20-bad.sh", "script=exit 7")).up()
+	id1, err := c.make("one", sandbox.Spec{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := c.comes(id1, sandbox.Exited, sandbox.Failing)
+	c.rest(id1)
+	if !strings.Contains(ended.Reason, "drop-in 20-bad.sh: it ended with 7") {
+		t.Errorf("it is %s: %q", ended.State, ended.Reason)
+	}
+	c.called([]phase.Phase{phase.AfterReady, phase.AfterStop}, "after_stop b process_exited", "after_stop a process_exited")
+	if log := c.log(id1); log != "drop-in a\ndrop-in b\n" {
+		t.Errorf("log: %q", log)
+	}
+	c.deleteIt(id1)
+	c.nothing()
+	c.end()
 }
