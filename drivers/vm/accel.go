@@ -15,7 +15,7 @@ import (
 )
 
 // trialTime is how long a trial machine has to come up. Where KVM works it takes a fraction of a second.
-const trialTime = 20 * time.Second
+const trialTime = 5 * time.Second
 
 // accelerator says what machines run on. That /dev/kvm can be opened does not say that it works; so the first machine
 // waits for a trial one to come up.
@@ -73,10 +73,11 @@ func (d *Driver) tryKVM(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	null := "/dev/null"
-	m := &meta{Identity: sandbox.Identity{ID: filepath.Base(dir)}, Operation: "trial", Run: 1, Root: &image.Root{Path: null}}
-	if err := os.Symlink(null, filepath.Join(dir, diskFile)); err != nil {
-		return err
+	m := &meta{Identity: sandbox.Identity{ID: filepath.Base(dir)}, Operation: "trial", Run: 1, Root: &image.Root{Path: filepath.Join(dir, "root")}}
+	for _, disk := range []string{m.Root.Path, filepath.Join(dir, diskFile)} { // with nothing on them
+		if err := os.WriteFile(disk, make([]byte, 4096), 0o600); err != nil {
+			return err
+		}
 	}
 	q := &qemu{dir: dir, args: d.arguments(m, &machine{on: backends[0], launch: launch{MemMiB: d.cfg.MemMiB, VCPUs: 1}}, kernel, AccelKVM, nil), inherit: []*os.File{lock, initrd}}
 	if err := q.start(ctx, d.cfg.QEMU); err != nil {
