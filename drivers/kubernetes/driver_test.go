@@ -30,6 +30,7 @@ func factory(c *kubetest.Cluster, mode string) drivertest.Factory {
 		Vanish: func(tb testing.TB, s *driver.Status) {
 			ns, name, _ := strings.Cut(s.Objects[0].Name, "/")
 			c.Kubectl(tb, "delete", "-n", ns, strings.ToLower(s.Objects[0].Kind), name, "--wait")
+			c.Kubectl(tb, "wait", "-n", ns, "--for=delete", "pod/"+name, "--timeout=60s") // the garbage collector's
 		},
 		Lose: func(tb testing.TB, s *driver.Status) {
 			ns, name, _ := strings.Cut(s.Objects[1].Name, "/")

@@ -97,7 +97,7 @@ func TestWhatIsInTheWayStaysAsItWas(t *testing.T) {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
 			c := kubetest.Use(t, kind)
-			p := onCluster(t, c, nil, nil)
+			p := onCluster(t, c, nil, func(cfg *Config) { cfg.StorageSize = "" })
 			r := p.box(t, "box")
 			objects, err := p.render(r.Identity, r.Operation, r.Plan, r.Workspace)
 			if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,7 +37,9 @@ type Proxy struct {
 	Socket string
 	At     func()
 
-	engine *Engine
+	// Skip says which calls are never chosen. Nil: those that only watch an engine.
+	Skip func(*http.Request) bool
+
 	pass   *httputil.ReverseProxy
 	server *http.Server
 
@@ -55,26 +58,37 @@ func NewProxy(tb testing.TB, e *Engine) *Proxy {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := &Proxy{Socket: filepath.Join(dir, "sock"), engine: e}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", e.Socket)
 	}}
-	p.pass = &httputil.ReverseProxy{Transport: transport, FlushInterval: -1,
-		Rewrite:      func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "engine" },
-		ErrorLog:     log.New(io.Discard, "", 0), // a stream that broke is a test's intention
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
-	l, err := net.Listen("unix", p.Socket)
+	socket := filepath.Join(dir, "sock")
+	l, err := net.Listen("unix", socket)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p.server = &http.Server{Handler: p} //nolint:gosec // of tests alone
+	tb.Cleanup(transport.CloseIdleConnections)
+	p := Between(tb, l, transport, &url.URL{Scheme: "http", Host: "engine"})
+	p.Socket = socket
+	return p
+}
+
+// Between serves a proxy until the test ends: what it accepts goes to a server.
+func Between(tb testing.TB, l net.Listener, transport http.RoundTripper, server *url.URL) *Proxy {
+	tb.Helper()
+	p := &Proxy{Skip: func(r *http.Request) bool {
+		return strings.HasSuffix(r.URL.Path, "/events") || strings.HasSuffix(r.URL.Path, "_ping")
+	}}
+	p.pass = &httputil.ReverseProxy{Transport: transport, FlushInterval: -1,
+		Rewrite:      func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = server.Scheme, server.Host },
+		ErrorLog:     log.New(io.Discard, "", 0), // a stream that broke is a test's intention
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }}
+	p.server = &http.Server{Handler: p, ErrorLog: log.New(io.Discard, "", 0)} //nolint:gosec // of tests alone
 	done := make(chan error, 1)
 	go func() { done <- p.server.Serve(l) }()
 	tb.Cleanup(func() {
 		_ = p.server.Close()
 		<-done
-		transport.CloseIdleConnections()
-		_ = os.RemoveAll(dir)
 	})
 	return p
 }
@@ -97,7 +111,7 @@ func (p *Proxy) Disarm() string {
 func (p *Proxy) chosen(r *http.Request) (How, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.n == 0 || strings.HasSuffix(r.URL.Path, "/events") || strings.HasSuffix(r.URL.Path, "_ping") {
+	if p.n == 0 || p.Skip(r) {
 		return "", false
 	}
 	if !p.reads && (r.Method == http.MethodGet || r.Method == http.MethodHead) {

@@ -290,7 +290,7 @@ func (s site) compareHeld(l *ledger, leases map[string]lease, held []witnessed, 
 	}
 	for id := range l.workspaces {
 		want[key("witness", "workspace", id, "ensure_workspace", id)] = true
-		if subnets[id] != 1 && networks() {
+		if subnets[id] != 1 && networks() && s.cluster == "" {
 			r.add("workspace %s has %d subnets", id, subnets[id])
 		}
 	}

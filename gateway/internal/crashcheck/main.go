@@ -25,12 +25,13 @@ type site struct {
 	run     string // where the sockets of extensions lie
 	driver  string // the name of the composed driver, with which the ids of its sandboxes begin
 	gateway int    // the gateway's pid; 0: it has ended in order, and nothing may be left of it
+	cluster string // the address of an API server under the composed driver; "": there is none
 	engine  string // the socket of the container engine; "": the base is the native driver, and a third extension binds it
 	qemu    string // the program that stands in for QEMU; "": the base runs no virtual machines
 }
 
 // witnessed reports whether there is the third extension.
-func (s site) witnessed() bool { return s.engine == "" && s.qemu == "" }
+func (s site) witnessed() bool { return s.engine == "" && s.qemu == "" && s.cluster == "" }
 
 func main() {
 	var s site
@@ -40,6 +41,7 @@ func main() {
 	flag.IntVar(&s.gateway, "gateway", 0, "the pid of the gateway; 0: it has ended")
 	flag.StringVar(&s.engine, "engine", "", "the socket of the container engine under the composed driver; empty: it is the native driver")
 	flag.StringVar(&s.qemu, "qemu", "", "what stands in for QEMU where the composed driver runs virtual machines")
+	flag.StringVar(&s.cluster, "cluster", "", "the address of the API server under the composed driver, which asks for no credentials")
 	flag.Parse()
 	var wrong []string
 	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) { //nolint:forbidigo // there is nothing to be told by
@@ -71,6 +73,8 @@ func (s site) look() []string {
 	s.judgeProcesses(led, readProcesses(s.dir), &r)
 	s.judgeSockets(&r)
 	switch {
+	case s.cluster != "":
+		s.judgeCluster(led, leases, &r)
 	case s.engine != "":
 		s.judgeEngine(led, leases, &r)
 	case s.qemu != "":

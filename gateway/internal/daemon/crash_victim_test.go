@@ -369,7 +369,8 @@ const lives = `{ cat /proc/net/fib_trie; env; } >seen.tmp 2>/dev/null; mv seen.t
 func create(d *Daemon, driverName, id, name, script string) (*engine.Handle, error) {
 	dir := filepath.Dir(d.catalog.current().config.Gateway.DataDir)
 	spec := sandbox.Spec{Command: []string{"/bin/sh", "-c", script, dir + "/" + id}}
-	if os.Geteuid() == 0 { // only then the host keeps limits, by control groups
+	_, cluster := os.Stat(dir + "/cluster")  // whose nodes limit processes, if anybody does
+	if os.Geteuid() == 0 && cluster != nil { // only then the host keeps limits, by control groups
 		spec.Resources.PIDs = 64
 	}
 	if script == "" {
