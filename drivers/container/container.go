@@ -54,9 +54,9 @@ type Driver struct {
 	cfg    Config
 	engine Engine
 	about  *driver.Description
-	owner  string      // the mark of this data directory
-	other  atomic.Bool // another engine answers in the place of the one that was opened
-	ones   keyed       // one mutating call for a sandbox or workspace at a time
+	owner  string       // the mark of this data directory
+	other  atomic.Bool  // another engine answers in the place of the one that was opened
+	ones   driver.Keyed // one mutating call for a sandbox or workspace at a time
 	pens   [32]sync.Mutex
 
 	calls  sync.WaitGroup // mutating calls whose callers may be gone

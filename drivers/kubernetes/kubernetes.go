@@ -95,7 +95,7 @@ type Driver struct {
 	cfg      Config
 	cluster  *cluster
 	about    *driver.Description
-	ones     keyed // one mutating call for a sandbox or workspace at a time
+	ones     driver.Keyed // one mutating call for a sandbox or workspace at a time
 	verdicts judged
 
 	calls  sync.WaitGroup // mutating calls whose callers may be gone

@@ -46,7 +46,7 @@ type Driver struct {
 	cfg   Config
 	about *driver.Description
 	host  abilities
-	ones  host.Keyed // one mutating call for a sandbox at a time
+	ones  driver.Keyed // one mutating call for a sandbox at a time
 
 	mu     sync.Mutex
 	claims map[claim]string // addresses of sandboxes that are being started, by id of the sandbox

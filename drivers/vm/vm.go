@@ -68,7 +68,7 @@ type Driver struct {
 	missing map[string]string // feature to why the host does not give it
 	hide    []string
 	store   *image.Store
-	ones    host.Keyed // one mutating call for a sandbox at a time
+	ones    driver.Keyed // one mutating call for a sandbox at a time
 
 	mu       sync.Mutex
 	starting map[string]*meta // sandboxes that are being started

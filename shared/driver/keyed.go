@@ -1,11 +1,12 @@
-package host
+package driver
 
 import (
 	"context"
 	"sync"
 )
 
-// Keyed is a lock for each key.
+// Keyed is a lock for each key, such as a sandbox's id: the gateway makes one mutating call for a sandbox at a time, and one
+// that it has given up may still be under way in the driver when the next begins.
 type Keyed struct {
 	mu    sync.Mutex
 	locks map[string]*keyedLock

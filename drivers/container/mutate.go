@@ -2,50 +2,8 @@ package container
 
 import (
 	"context"
-	"sync"
 	"time"
 )
-
-// keyed lets one at a time work on each key.
-type keyed struct {
-	mu    sync.Mutex
-	locks map[string]*lock
-}
-
-type lock struct {
-	free  chan struct{} // has one token
-	users int
-}
-
-// lock waits for the key, or until ctx ends.
-func (k *keyed) lock(ctx context.Context, key string) (unlock func(), err error) {
-	k.mu.Lock()
-	if k.locks == nil {
-		k.locks = map[string]*lock{}
-	}
-	l := k.locks[key]
-	if l == nil {
-		l = &lock{free: make(chan struct{}, 1)}
-		l.free <- struct{}{}
-		k.locks[key] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	leave := func() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.locks, key)
-		}
-	}
-	select {
-	case <-l.free:
-		return func() { l.free <- struct{}{}; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, context.Cause(ctx)
-	}
-}
 
 // work is one mutating call.
 type work struct {
@@ -64,7 +22,7 @@ func (w *work) next() error {
 // mutate does one mutating call for the key. An engine goes on with what it was told when the caller goes away; so the
 // key stays taken until it has answered, and whoever comes next sees what became of it.
 func (d *Driver) mutate(ctx context.Context, key string, fn func(w *work) error) error {
-	unlock, err := d.ones.lock(ctx, key)
+	unlock, err := d.ones.Lock(ctx, key)
 	if err != nil {
 		return err
 	}
