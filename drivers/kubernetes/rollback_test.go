@@ -266,7 +266,13 @@ func failsByConflict(t *testing.T, s *stage, at resource) {
 		s.theirs(t, m{"apiVersion": "v1", "kind": "ConfigMap", "metadata": m{"name": place}})
 	default:
 		s.theirs(t, m{"apiVersion": at.gvk.GroupVersion().String(), "kind": at.gvk.Kind, "metadata": m{"name": place},
-			"spec": m{"podTemplate": m{"spec": m{"containers": []any{m{"name": "a", "image": "i"}}}}}})
+			"spec": m{"operatingMode": "Suspended", "podTemplate": m{"spec": m{"containers": []any{m{"name": "a", "image": "i"}}}}}})
+	}
+	if at == podResource || !s.pods() && at == s.cluster.anchor() { // others write what becomes of it
+		until(t, "what is theirs is as it stays", func() bool {
+			o, err := s.cluster.get(t.Context(), at, s.cfg.Namespace, place)
+			return err == nil && (settled(o) || condition(o, "Ready").Status == metav1.ConditionTrue)
+		})
 	}
 	if err := s.create(t); !fault.Is(err, fault.AlreadyExists) || !strings.Contains(err.Error(), place) {
 		t.Errorf("%v (%s)", err, fault.CodeOf(err))
