@@ -75,6 +75,12 @@ func (c *checker) gateway() Gateway {
 				c.wrong(g.MaxRange, "Invalid number", "max_operations takes a number from 1 to 65536.")
 			}
 		}
+		if g.Audit != "" {
+			var err error
+			if out.Audit, err = time.ParseDuration(g.Audit); err != nil || out.Audit < time.Hour {
+				c.wrong(g.AuditRange, "Invalid duration", "audit_retention takes an hour or more, for example \"2160h\" for ninety days.")
+			}
+		}
 		for j, t := range g.TLS {
 			c.single(j, t.Range, g.TLS[0].Range, "tls")
 			out.TLS = &TLS{Cert: t.Cert, Key: t.Key, ClientCA: t.ClientCA, Range: t.Range}

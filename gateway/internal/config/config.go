@@ -28,9 +28,10 @@ type Gateway struct {
 	DataDir       string
 	Listen        string // "unix:///path" or "tcp://host:port"
 	MaxOperations int
-	Metrics       string // "": none
-	TLS           *TLS   // of a tcp listener
-	Tracing       string // OTLP endpoint; "": none
+	Audit         time.Duration // how long lines of the audit are kept; 0: for ever
+	Metrics       string        // "": none
+	TLS           *TLS          // of a tcp listener
+	Tracing       string        // OTLP endpoint; "": none
 	Range         hcl.Range
 }
 

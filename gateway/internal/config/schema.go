@@ -24,6 +24,8 @@ type gatewayBlock struct {
 	ListenRange   hcl.Range      `hcl:"listen,attr_value_range"`
 	MaxOperations *int           `hcl:"max_operations,optional"`
 	MaxRange      hcl.Range      `hcl:"max_operations,attr_value_range"`
+	Audit         string         `hcl:"audit_retention,optional"`
+	AuditRange    hcl.Range      `hcl:"audit_retention,attr_value_range"`
 	Metrics       string         `hcl:"metrics,optional"`
 	MetricsRange  hcl.Range      `hcl:"metrics,attr_value_range"`
 	TLS           []tlsBlock     `hcl:"tls,block"`

@@ -102,6 +102,7 @@ func refuseChanged(was, is *config.Config, f *config.Findings) {
 		{"data_dir", was.Gateway.DataDir != is.Gateway.DataDir},
 		{"listen", was.Gateway.Listen != is.Gateway.Listen},
 		{"max_operations", was.Gateway.MaxOperations != is.Gateway.MaxOperations},
+		{"audit_retention", was.Gateway.Audit != is.Gateway.Audit},
 		{"metrics", was.Gateway.Metrics != is.Gateway.Metrics},
 		{"tracing", was.Gateway.Tracing != is.Gateway.Tracing},
 		{"tls", (was.Gateway.TLS == nil) != (is.Gateway.TLS == nil) || was.Gateway.TLS != nil && was.Gateway.TLS.Files() != is.Gateway.TLS.Files()},

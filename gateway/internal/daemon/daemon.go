@@ -151,7 +151,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 	}
 	d.catalog.use(gen)
 	d.engine, err = engine.Open(ctx, engine.Config{Journal: d.telemetry.Journal(d.journal), Catalog: d.catalog, Logger: d.log, Now: d.opts.between.now,
-		NewID: newID, Jitter: jitter, MaxOperations: cfg.Gateway.MaxOperations, Tracer: d.telemetry.Tracer(), Ended: d.operationEnded, Unused: d.unused})
+		NewID: newID, Jitter: jitter, MaxOperations: cfg.Gateway.MaxOperations, AuditRetention: cfg.Gateway.Audit, Tracer: d.telemetry.Tracer(), Ended: d.operationEnded, Unused: d.unused})
 	if err != nil {
 		return nil, findings, err
 	}

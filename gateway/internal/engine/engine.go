@@ -59,9 +59,11 @@ type Config struct {
 	NewID         func() string    // ids that sort by time
 	Jitter        func() float64   // in [0, 1), for backoff; nil: none
 	MaxOperations int
-	Tracer        trace.Tracer    // nil: none
-	Unused        func(id string) // told when nothing uses a generation for now; it must not block; nil: nobody is told
-	Ended         func(Operation) // told of every operation that has ended; it must not block; nil: nobody is told
+	// AuditRetention is how long lines of the audit are kept; zero: for ever.
+	AuditRetention time.Duration
+	Tracer         trace.Tracer    // nil: none
+	Unused         func(id string) // told when nothing uses a generation for now; it must not block; nil: nobody is told
+	Ended          func(Operation) // told of every operation that has ended; it must not block; nil: nobody is told
 }
 
 // Engine carries out operations. It is safe for concurrent use.

@@ -232,6 +232,7 @@ type rigOptions struct {
 	authority bool
 	modes     map[string]pipeline.Mode
 	interval  time.Duration
+	audit     time.Duration // how long it is kept
 	features  drivertest.Options
 	phases    map[string][]phase.Phase // that an extension declares, where it is not all of them
 	grants    []plan.Pattern           // what every bind is granted besides
@@ -315,7 +316,7 @@ func (s switchOf) Disabled(name string) (bool, bool) { return s.r.engine.Disable
 
 func (r *rig) open() {
 	e, err := Open(context.Background(), Config{Journal: r.journal, Catalog: r.catalog, Logger: slog.New(slog.DiscardHandler),
-		Now: time.Now, NewID: r.newID, MaxOperations: r.opts.max})
+		Now: time.Now, NewID: r.newID, MaxOperations: r.opts.max, AuditRetention: r.opts.audit})
 	r.must(err)
 	r.engine = e
 	e.Start()

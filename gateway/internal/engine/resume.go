@@ -241,10 +241,38 @@ func (e *Engine) attempted(r Release) bool {
 	return slices.ContainsFunc(e.steps[r.Operation], func(st *Step) bool { return st.Seq == r.Seq && st.State == StepWaiting })
 }
 
-// purgeLoop forgets, once an hour, what ended more than a day ago.
+// purgeLoop forgets, once an hour, what ended more than a day ago, and of the audit what is older than it is kept.
 func (e *Engine) purgeLoop() {
 	for sleep(e.ctx, time.Hour) {
 		e.purge(e.Now().Add(-retention))
+		if e.AuditRetention > 0 {
+			e.purgeAudit(e.Now().Add(-e.AuditRetention))
+		}
+	}
+}
+
+// purgeBatch is how many lines of the audit are dropped with one commit.
+const purgeBatch = 500
+
+// purgeAudit drops the oldest lines of the audit, whose ids sort by time, until one is to be kept.
+func (e *Engine) purgeAudit(before time.Time) {
+	for {
+		lines, err := e.Journal.List(e.ctx, journal.Query{Kind: kindAudit, Limit: purgeBatch})
+		if err != nil {
+			e.Logger.Warn("old lines of the audit were not dropped; it is tried again", "err", err)
+			return
+		}
+		var tx change
+		for _, r := range lines {
+			if a, err := decode[AuditEntry](r); err == nil && !a.Time.Before(before) {
+				break
+			}
+			tx.delete(kindAudit, r.ID, nil)
+		}
+		dropped := len(tx.writes)
+		if e.commit(&tx, func(error) {}) != nil || dropped < purgeBatch {
+			return // the engine stops, or nothing old is left
+		}
 	}
 }
 
@@ -263,7 +291,7 @@ func (e *Engine) purge(before time.Time) {
 	}
 }
 
-// purgeSubject drops the records of one subject. The audit stays.
+// purgeSubject drops the records of one subject. Its lines in the audit stay as long as all others.
 func (e *Engine) purgeSubject(ctx context.Context, s *subject) {
 	e.mu.Lock()
 	used := s.reserved != nil || s.sandbox != nil && s.sandbox.Ended == nil // again

@@ -1,0 +1,4 @@
+gateway {
+  audit_retention = "ninety days"
+}
+driver "native" {}
