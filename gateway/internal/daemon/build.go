@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 
 	"github.com/sandgate/sandgate/drivers/compose"
 	"github.com/sandgate/sandgate/gateway/internal/config"
@@ -180,6 +181,10 @@ func (d *Daemon) negotiate(gen *generation, list []*candidate, f *config.Finding
 				f.Add(b.Range, w.Summary, w.Detail)
 			}
 			if contract != nil {
+				if idle := bind.Uncalled(); len(idle) > 0 && !gen.stored {
+					f.Warn(b.Range, "Phase is not called", fmt.Sprintf("Extension %q declares %s, and its activation is on_request: a workspace is prepared by those alone that take part in every sandbox of it.",
+						b.Extension, strings.Join(words(idle), ", ")))
+				}
 				x.contracts = append(x.contracts, *contract)
 				binds[c.Name] = append(binds[c.Name], bind)
 			}

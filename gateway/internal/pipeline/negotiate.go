@@ -31,6 +31,15 @@ func Negotiate(m *extension.Manifest, b *Bind, driver string, features []extensi
 	return n.contract, nil
 }
 
+// Uncalled returns the phases that the extension declares and that this bind is never called for: a workspace is prepared
+// by those that take part in every sandbox of it, and not by one that has to be asked for.
+func (b *Bind) Uncalled() []phase.Phase {
+	if !b.OnRequest || b.Mode == Observe {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(b.Phases), func(p phase.Phase) bool { return !p.OfWorkspace() })
+}
+
 type negotiation struct {
 	m        *extension.Manifest
 	b        *Bind

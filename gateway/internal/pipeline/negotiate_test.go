@@ -56,3 +56,21 @@ func TestScenario33AnEntryThatNothingReleases(t *testing.T) {
 		}
 	}
 }
+
+// An extension that is activated on request has no part in preparing a workspace, and the operator is told so.
+func TestUncalled(t *testing.T) {
+	declared := phase.Set{phase.BeforeCreate, phase.EnsureWorkspace, phase.DeleteWorkspace}
+	for name, c := range map[string]struct {
+		bind Bind
+		want int
+	}{
+		"global":               {Bind{Mode: Enforce, Phases: declared}, 0},
+		"on request":           {Bind{Mode: Enforce, Phases: declared, OnRequest: true}, 2},
+		"on request, without":  {Bind{Mode: Enforce, Phases: phase.Set{phase.BeforeCreate}, OnRequest: true}, 0},
+		"observed, on request": {Bind{Mode: Observe, Phases: declared, OnRequest: true}, 0},
+	} {
+		if got := c.bind.Uncalled(); len(got) != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
