@@ -22,20 +22,22 @@ import (
 
 // The defects that OpenShell's VM hooks are known to have, each with what shows that it cannot happen here. All of it is
 // of the chain and not of a machine, so sandboxes are processes of the native driver; extensions are programs.
+var lifecycleDefects = map[string]func(t *testing.T){
+	"01_cleanup_is_told_of_another_sandbox_than_setup":  cleanupKnowsTheSandbox,
+	"02_cleanup_of_those_whose_setup_never_ran":         cleanupOfThoseThatStarted,
+	"03_setup_runs_beside_cleanup":                      cleanupWaitsForSetup,
+	"04_cancelled_between_hooks_is_not_cleaned_up":      cancelledBetweenHooks,
+	"05_an_abort_leaks_an_address":                      abortLeaksNoAddress,
+	"06_a_stop_is_a_failed_launch":                      stopIsNoFailure,
+	"07_hooks_have_no_deadline_and_may_change_anything": hooksAreBounded,
+	"08_a_slow_hook_hides_an_exit":                      slowHookHidesNoExit,
+	"09_a_refused_restore_is_not_found":                 refusedRestoreIsSeen,
+	"12_a_retried_delete_cleans_up_again":               retriedDelete,
+}
+
 func TestLifecycleDefects(t *testing.T) {
-	for name, defect := range map[string]func(t *testing.T){
-		"01_cleanup_is_told_of_another_sandbox_than_setup":  cleanupKnowsTheSandbox,
-		"02_cleanup_of_those_whose_setup_never_ran":         cleanupOfThoseThatStarted,
-		"03_setup_runs_beside_cleanup":                      cleanupWaitsForSetup,
-		"04_cancelled_between_hooks_is_not_cleaned_up":      cancelledBetweenHooks,
-		"05_an_abort_leaks_an_address":                      abortLeaksNoAddress,
-		"06_a_stop_is_a_failed_launch":                      stopIsNoFailure,
-		"07_hooks_have_no_deadline_and_may_change_anything": hooksAreBounded,
-		"08_a_slow_hook_hides_an_exit":                      slowHookHidesNoExit,
-		"09_a_refused_restore_is_not_found":                 refusedRestoreIsSeen,
-		"12_a_retried_delete_cleans_up_again":               retriedDelete,
-	} {
-		t.Run(name, func(t *testing.T) { defect(t) })
+	for name, show := range lifecycleDefects {
+		t.Run(name, show)
 	}
 }
 

@@ -22,29 +22,31 @@ import (
 // The scenarios of OpenShell's VM driver that are about hooks, plans, names or the lifecycle, under their names there.
 // What is about a plan is asked of the VM driver itself, without a boot; what is about the lifecycle alone runs over the
 // native one. drivers/vm/DESIGN.md has the table, with those that other tests show.
+var driverScenarios = map[string]func(t *testing.T){
+	"post_overlay_provisioning_stages":                               dropinNameRefused,
+	"guest_init_dropin_validation_rejects_unsafe_or_duplicate_names": dropinNameRefused,
+	"launcher_spawn_failure":                                         launcherFails,
+	"validate_vm_sandbox":                                            requestsRefused,
+	"validate_vm_sandbox_rejects_path_unsafe_ids":                    idsRefused,
+	"resolved_sandbox_image":                                         imageOrder,
+	"merged_environment_prefers_spec_values":                         specWins,
+	"empty_registry_keeps_sandbox_on_the_default_backend":            emptyRegistry,
+	"gpu_sandbox_uses_the_pci_backend":                               backends,
+	"launch_plan_rejects_external_kernel_on_unsupported_backend":     backends,
+	"backend_feature_requirements_select_the_launch_plan":            backends,
+	"explicit_backend_requirement_selects_the_launch_plan":           backends,
+	"guest_init_dropin_feature_does_not_force_a_backend":             backends,
+	"extension_can_validate_backend_in_before_launch":                judgesBackend,
+	"lifecycle_error_resource_exhausted_propagates":                  tooLarge,
+	"sandbox_request_metadata_round_trips_for_start":                 startIsNotPlannedAnew,
+	"failed_start_preserves_stopped_state":                           failedStartStaysStopped,
+	"delete_sandbox_cleans_provisioning_record_without_process":      deleteWithoutProcess,
+	"duplicate_create_keeps_existing_state":                          duplicateCreate,
+}
+
 func TestDriverScenarios(t *testing.T) {
-	for name, scenario := range map[string]func(t *testing.T){
-		"post_overlay_provisioning_stages":                               dropinNameRefused,
-		"guest_init_dropin_validation_rejects_unsafe_or_duplicate_names": dropinNameRefused,
-		"launcher_spawn_failure":                                         launcherFails,
-		"validate_vm_sandbox":                                            requestsRefused,
-		"validate_vm_sandbox_rejects_path_unsafe_ids":                    idsRefused,
-		"resolved_sandbox_image":                                         imageOrder,
-		"merged_environment_prefers_spec_values":                         specWins,
-		"empty_registry_keeps_sandbox_on_the_default_backend":            emptyRegistry,
-		"gpu_sandbox_uses_the_pci_backend":                               backends,
-		"launch_plan_rejects_external_kernel_on_unsupported_backend":     backends,
-		"backend_feature_requirements_select_the_launch_plan":            backends,
-		"explicit_backend_requirement_selects_the_launch_plan":           backends,
-		"guest_init_dropin_feature_does_not_force_a_backend":             backends,
-		"extension_can_validate_backend_in_before_launch":                judgesBackend,
-		"lifecycle_error_resource_exhausted_propagates":                  tooLarge,
-		"sandbox_request_metadata_round_trips_for_start":                 startIsNotPlannedAnew,
-		"failed_start_preserves_stopped_state":                           failedStartStaysStopped,
-		"delete_sandbox_cleans_provisioning_record_without_process":      deleteWithoutProcess,
-		"duplicate_create_keeps_existing_state":                          duplicateCreate,
-	} {
-		t.Run(name, func(t *testing.T) { scenario(t) })
+	for name, show := range driverScenarios {
+		t.Run(name, show)
 	}
 }
 

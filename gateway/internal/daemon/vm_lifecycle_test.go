@@ -3,6 +3,9 @@ package daemon
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -18,23 +21,62 @@ import (
 // The scenarios of the lifecycle hooks that OpenShell's VM driver has for its registry of extensions, under their names
 // there. The extensions are processes here. What boots no machine says nothing about one: it looks at the chain, and runs
 // over the VM driver where the plan is its own, else over the native one. drivers/vm/DESIGN.md has the table.
+var lifecycleScenarios = map[string]func(t *testing.T){
+	"configure_launch_runs_each_extension_in_order":            configureLaunchInOrder,
+	"configure_launch_short_circuits_on_first_failure":         configureLaunchShortCircuits,
+	"on_request_extension_only_runs_when_label_is_enabled":     onRequestByLabel,
+	"active_names_reflects_request_label":                      activeByLabel,
+	"validate_rejects_invalid_on_request_key":                  unsafeKey,
+	"before_launch_runs_each_extension_in_order_and_env":       beforeLaunchInOrder,
+	"before_launch_short_circuits_on_first_failure":            beforeLaunchShortCircuits,
+	"after_launch_failed_runs_extensions_in_reverse_order":     afterLaunchFailedInReverse,
+	"after_delete_runs_every_extension":                        afterDeleteRunsAll,
+	"resource_exhausted_flag_round_trips":                      resourceExhausted,
+	"extension_state_dir_rejects_path_unsafe_names":            unsafeNames,
+	"validate_rejects_duplicate_extension_names":               twoOfOneName,
+	"descriptor_tracks_provided_capabilities_and_requirements": descriptor,
+}
+
 func TestLifecycleScenarios(t *testing.T) {
-	for name, scenario := range map[string]func(t *testing.T){
-		"configure_launch_runs_each_extension_in_order":            configureLaunchInOrder,
-		"configure_launch_short_circuits_on_first_failure":         configureLaunchShortCircuits,
-		"on_request_extension_only_runs_when_label_is_enabled":     onRequestByLabel,
-		"active_names_reflects_request_label":                      activeByLabel,
-		"validate_rejects_invalid_on_request_key":                  unsafeKey,
-		"before_launch_runs_each_extension_in_order_and_env":       beforeLaunchInOrder,
-		"before_launch_short_circuits_on_first_failure":            beforeLaunchShortCircuits,
-		"after_launch_failed_runs_extensions_in_reverse_order":     afterLaunchFailedInReverse,
-		"after_delete_runs_every_extension":                        afterDeleteRunsAll,
-		"resource_exhausted_flag_round_trips":                      resourceExhausted,
-		"extension_state_dir_rejects_path_unsafe_names":            unsafeNames,
-		"validate_rejects_duplicate_extension_names":               twoOfOneName,
-		"descriptor_tracks_provided_capabilities_and_requirements": descriptor,
-	} {
-		t.Run(name, func(t *testing.T) { scenario(t) })
+	for name, show := range lifecycleScenarios {
+		t.Run(name, show)
+	}
+}
+
+// The driver's design has a table of all of them. What it says is tested is a test.
+func TestTheTableOfScenariosIsWhole(t *testing.T) {
+	raw, err := os.ReadFile("../../../drivers/vm/DESIGN.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(raw), "## The reference's scenarios")
+	for _, all := range []map[string]func(*testing.T){lifecycleScenarios, driverScenarios} {
+		for name := range all {
+			if !strings.Contains(table, name) {
+				t.Errorf("%s is in no table", name)
+			}
+		}
+	}
+	for name := range lifecycleDefects {
+		if !regexp.MustCompile(`(?m)^\| ` + strings.TrimPrefix(name[:2], "0") + ` \|`).MatchString(table) {
+			t.Errorf("the defect %s is in no table", name)
+		}
+	}
+	var code strings.Builder
+	for _, dir := range []string{".", "../../../drivers/vm", "../../../drivers/vm/guest-init", "../../../drivers/vm/internal/image"} {
+		files, _ := filepath.Glob(filepath.Join(dir, "*_test.go"))
+		for _, path := range files {
+			raw, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			code.Write(raw)
+		}
+	}
+	for _, name := range regexp.MustCompile("`(Test[A-Za-z]+)").FindAllStringSubmatch(table, -1) {
+		if !strings.Contains(code.String(), "func "+name[1]+"(t *testing.T)") {
+			t.Errorf("%s is no test", name[1])
+		}
 	}
 }
 

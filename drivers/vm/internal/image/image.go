@@ -133,8 +133,8 @@ func Disk(ctx context.Context, path string, size int64) (err error) {
 	if err := out.Truncate(size); err != nil {
 		return full(err)
 	}
-	// What is written of it at first is a few hundred KiB, whatever its size.
-	if err := run(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", out.Name()); err != nil {
+	// With a journal: a machine may end at any moment. What is written of it at first is a few hundred KiB, whatever its size.
+	if err := run(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", out.Name()); err != nil {
 		return err
 	}
 	if err := out.Sync(); err != nil {
