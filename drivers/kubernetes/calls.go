@@ -17,9 +17,10 @@ import (
 // callTimeout is how long the API server may take for one call.
 const callTimeout = 30 * time.Second
 
-// patiently makes a call that may be repeated, until the server has answered it. A server that is away is waited for.
-func (c *cluster) patiently(ctx context.Context, call, object string, fn func(ctx context.Context) error) error {
-	away := time.Time{}
+// patiently makes a call that may be repeated, until the server has answered it. A server that is away is waited for, for as
+// long as there is a caller: ctx is of the call alone, which goes on without one.
+func (c *cluster) patiently(ctx, caller context.Context, call, object string, fn func(ctx context.Context) error) error {
+	away, pause := time.Time{}, minPause
 	for {
 		one, cancel := context.WithTimeout(ctx, callTimeout)
 		err := fn(one)
@@ -27,8 +28,8 @@ func (c *cluster) patiently(ctx context.Context, call, object string, fn func(ct
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() != nil {
-			return failed(call, object, context.Cause(ctx))
+		if caller.Err() != nil {
+			return failed(call, object, context.Cause(caller))
 		}
 		if code := codeOf(err); code != fault.Unavailable && code != fault.DeadlineExceeded {
 			return failed(call, object, err)
@@ -36,29 +37,41 @@ func (c *cluster) patiently(ctx context.Context, call, object string, fn func(ct
 		if away.IsZero() {
 			away = time.Now()
 		}
-		if time.Since(away) > c.patience || c.back(ctx, away.Add(c.patience)) != nil {
+		if time.Since(away) > c.patience || c.back(caller, away.Add(c.patience), &pause) != nil {
 			return fault.New(fault.Unavailable, "kubernetes: %s %s: the API server does not answer: %w", call, object, err)
 		}
 	}
 }
 
+// How long it is waited before a server that did not answer is asked again. The pause grows also where it is ready and
+// refuses: a webhook of it may be away.
+const (
+	minPause = 50 * time.Millisecond
+	maxPause = 2 * time.Second
+)
+
 // back waits until the server says that it is ready: one that has just begun refuses what it will allow in a moment.
-func (c *cluster) back(ctx context.Context, deadline time.Time) error {
+func (c *cluster) back(ctx context.Context, deadline time.Time, next *time.Duration) error {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		case <-timer.C:
+	for {
+		if err := pause(ctx, *next); err != nil {
+			return err
 		}
+		*next = min(2**next, maxPause)
 		err := c.typed.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 		if err == nil || apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
 			return nil
 		}
 	}
+}
+
+// write makes a call that changes something. One that was begun is waited for, whether the caller is still there or not.
+func (c *cluster) write(w *work, call, object string, fn func(ctx context.Context) error) error {
+	if w.Err() != nil {
+		return context.Cause(w)
+	}
+	return c.patiently(w.writes, w, call, object, fn)
 }
 
 func (c *cluster) at(r resource, namespace string) dynamic.ResourceInterface {
@@ -71,7 +84,7 @@ func (c *cluster) at(r resource, namespace string) dynamic.ResourceInterface {
 // get returns an object; NotFound is a fault.
 func (c *cluster) get(ctx context.Context, r resource, namespace, name string) (*unstructured.Unstructured, error) {
 	var out *unstructured.Unstructured
-	err := c.patiently(ctx, "get", r.named(name), func(ctx context.Context) (err error) {
+	err := c.patiently(ctx, ctx, "get", r.named(name), func(ctx context.Context) (err error) {
 		out, err = c.at(r, namespace).Get(ctx, name, metav1.GetOptions{})
 		return err
 	})
@@ -84,7 +97,7 @@ const pageSize = 500
 // list returns the objects that a selector selects, in all namespaces where namespace is "", and the version at which it
 // did.
 func (c *cluster) list(ctx context.Context, r resource, namespace, selector string) (all []unstructured.Unstructured, version string, err error) {
-	err = c.patiently(ctx, "list", r.gvr.Resource, func(ctx context.Context) error {
+	err = c.patiently(ctx, ctx, "list", r.gvr.Resource, func(ctx context.Context) error {
 		all = nil
 		opts := metav1.ListOptions{LabelSelector: selector, Limit: pageSize}
 		for {
@@ -103,7 +116,7 @@ func (c *cluster) list(ctx context.Context, r resource, namespace, selector stri
 
 // now is the version from which on changes are new.
 func (c *cluster) now(ctx context.Context, r resource, namespace string) (version string, err error) {
-	err = c.patiently(ctx, "list", r.gvr.Resource, func(ctx context.Context) error {
+	err = c.patiently(ctx, ctx, "list", r.gvr.Resource, func(ctx context.Context) error {
 		page, err := c.at(r, namespace).List(ctx, metav1.ListOptions{Limit: 1})
 		if err == nil {
 			version = page.GetResourceVersion()
@@ -115,14 +128,8 @@ func (c *cluster) now(ctx context.Context, r resource, namespace string) (versio
 
 // apply writes an owner's fields.
 func (c *cluster) apply(w *work, r resource, o *unstructured.Unstructured, manager string, force bool) (*unstructured.Unstructured, error) {
-	if w.Err() != nil {
-		return nil, context.Cause(w)
-	}
 	var out *unstructured.Unstructured
-	err := c.patiently(w.writes, "apply", r.named(o.GetName()), func(ctx context.Context) (err error) {
-		if w.Err() != nil {
-			return context.Cause(w)
-		}
+	err := c.write(w, "apply", r.named(o.GetName()), func(ctx context.Context) (err error) {
 		out, err = c.at(r, o.GetNamespace()).Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: manager, Force: force})
 		return err
 	})
@@ -131,14 +138,8 @@ func (c *cluster) apply(w *work, r resource, o *unstructured.Unstructured, manag
 
 // create writes an object that is not there yet, whole.
 func (c *cluster) create(w *work, r resource, o *unstructured.Unstructured, manager string) (*unstructured.Unstructured, error) {
-	if w.Err() != nil {
-		return nil, context.Cause(w)
-	}
 	var out *unstructured.Unstructured
-	err := c.patiently(w.writes, "create", r.named(o.GetName()), func(ctx context.Context) (err error) {
-		if w.Err() != nil {
-			return context.Cause(w)
-		}
+	err := c.write(w, "create", r.named(o.GetName()), func(ctx context.Context) (err error) {
 		out, err = c.at(r, o.GetNamespace()).Create(ctx, o, metav1.CreateOptions{FieldManager: manager})
 		return err
 	})
@@ -147,11 +148,8 @@ func (c *cluster) create(w *work, r resource, o *unstructured.Unstructured, mana
 
 // remove deletes an object, if it is still the one that was seen.
 func (c *cluster) remove(w *work, r resource, o metav1.Object) error {
-	if w.Err() != nil {
-		return context.Cause(w)
-	}
 	uid, background := o.GetUID(), metav1.DeletePropagationBackground
-	err := c.patiently(w.writes, "delete", r.named(o.GetName()), func(ctx context.Context) error {
+	err := c.write(w, "delete", r.named(o.GetName()), func(ctx context.Context) error {
 		return c.at(r, o.GetNamespace()).Delete(ctx, o.GetName(), metav1.DeleteOptions{
 			Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &background})
 	})

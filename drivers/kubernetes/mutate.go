@@ -23,15 +23,17 @@ func (d *Driver) mutate(ctx context.Context, key string, fn func(w *work) error)
 		return context.Cause(ctx)
 	}
 	writes, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	release := context.AfterFunc(d.closed, cancel)
+	waits, leave := context.WithCancel(ctx)
+	release := context.AfterFunc(d.closed, func() { cancel(); leave() })
 	done := make(chan error, 1)
 	d.calls.Add(1)
 	go func() {
 		defer d.calls.Done()
 		defer unlock()
 		defer cancel()
+		defer leave()
 		defer release()
-		done <- fn(&work{Context: ctx, writes: writes})
+		done <- fn(&work{Context: waits, writes: writes})
 	}()
 	select {
 	case err := <-done:

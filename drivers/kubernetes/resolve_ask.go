@@ -25,7 +25,7 @@ import (
 // dryRun has the API server judge an object without storing it: as new, or as an apply over the one that is there. A pod is
 // judged as its maker's, where the driver may speak for that.
 func (c *cluster) dryRun(ctx context.Context, r resource, o *unstructured.Unstructured, there bool) error {
-	err := c.patiently(ctx, "check", r.named(o.GetName()), func(ctx context.Context) error {
+	err := c.patiently(ctx, ctx, "check", r.named(o.GetName()), func(ctx context.Context) error {
 		at := c.at(r, o.GetNamespace())
 		if there {
 			_, err := at.Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: manager(driverOwner), Force: true, DryRun: []string{metav1.DryRunAll}})
