@@ -97,9 +97,13 @@ const pageSize = 500
 // list returns the objects that a selector selects, in all namespaces where namespace is "", and the version at which it
 // did.
 func (c *cluster) list(ctx context.Context, r resource, namespace, selector string) (all []unstructured.Unstructured, version string, err error) {
+	return c.listBy(ctx, r, namespace, metav1.ListOptions{LabelSelector: selector})
+}
+
+func (c *cluster) listBy(ctx context.Context, r resource, namespace string, opts metav1.ListOptions) (all []unstructured.Unstructured, version string, err error) {
+	opts.Limit = pageSize
 	err = c.patiently(ctx, ctx, "list", r.gvr.Resource, func(ctx context.Context) error {
-		all = nil
-		opts := metav1.ListOptions{LabelSelector: selector, Limit: pageSize}
+		all, opts.Continue = nil, ""
 		for {
 			page, err := c.at(r, namespace).List(ctx, opts)
 			if err != nil {
@@ -111,7 +115,16 @@ func (c *cluster) list(ctx context.Context, r resource, namespace, selector stri
 			}
 		}
 	})
-	return all, version, err
+	return all, version, served(r, err)
+}
+
+// served says of a resource that is not found that the cluster does not serve it: that there are none of it is said by an
+// empty list.
+func served(r resource, err error) error {
+	if fault.Is(err, fault.NotFound) {
+		return fault.New(fault.Unavailable, "the cluster does not serve %s: %w", r.gvr.GroupResource(), err)
+	}
+	return err
 }
 
 // now is the version from which on changes are new.
@@ -123,7 +136,7 @@ func (c *cluster) now(ctx context.Context, r resource, namespace string) (versio
 		}
 		return err
 	})
-	return version, err
+	return version, served(r, err)
 }
 
 // apply writes an owner's fields.

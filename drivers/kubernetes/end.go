@@ -19,17 +19,51 @@ func (d *Driver) Stop(ctx context.Context, id sandbox.Identity) error {
 	return d.mutate(ctx, id.ID, func(w *work) error {
 		anchor, err := d.anchorOf(w, id)
 		if fault.Is(err, fault.NotFound) {
-			return d.podsGone(w, id, "")
+			return d.removeOrphans(w, id)
 		}
-		if err != nil || anchor.GetDeletionTimestamp() != nil {
+		if err != nil {
 			return err
 		}
 		state, err := d.look(w, anchor)
-		if err != nil || state.status(d, anchor).State == driver.Exited { // it has ended, and how is still to be seen
+		if err != nil {
 			return err
+		}
+		if state.status(d, anchor).State == driver.Exited { // how it has ended is still to be seen
+			return d.exit(w, anchor, &state)
 		}
 		return d.end(w, anchor, &state)
 	})
+}
+
+// exit notes how a run has ended by itself, and sees to it that nobody runs it again: a Sandbox's controller would, as soon
+// as the pod that has ended is removed.
+func (d *Driver) exit(w *work, anchor *unstructured.Unstructured, state *runState) error {
+	if state.exited == state.run {
+		return nil
+	}
+	marks := state.exitMarks()
+	marks[exitedAnnotation] = strconv.Itoa(state.run)
+	if err := d.noteRun(w, anchor, state, marks); err != nil || !d.pods() || state.pod == nil || ended(podOf(state.pod)) {
+		return err
+	}
+	return d.cluster.remove(w, podResource, state.pod) // its other containers still run
+}
+
+// removeOrphans removes the pods of a sandbox whose anchor somebody has removed, and waits until they are gone.
+func (d *Driver) removeOrphans(w *work, id sandbox.Identity) error {
+	pods, _, err := d.cluster.list(w, podResource, d.scope(id), d.ours(id.ID))
+	if err != nil {
+		return err
+	}
+	for _, p := range pointers(pods) {
+		if p.GetAnnotations()[sandboxLabel] != id.ID || p.GetDeletionTimestamp() != nil {
+			continue
+		}
+		if err := d.cluster.remove(w, podResource, p); err != nil {
+			return err
+		}
+	}
+	return d.podsGone(w, id, "")
 }
 
 // rest sees to it that nothing of an earlier run is left, before the next one.
@@ -49,16 +83,14 @@ func (d *Driver) rest(w *work, anchor *unstructured.Unstructured, state *runStat
 // end ends the run and waits until its pod is gone.
 func (d *Driver) end(w *work, anchor *unstructured.Unstructured, state *runState) error {
 	if state.told || state.stopped != state.run {
-		marks := map[string]string{stoppedAnnotation: strconv.Itoa(state.run)}
-		if code := state.exitCode(); code != nil {
-			marks[exitAnnotation] = strconv.Itoa(*code)
-		}
+		marks := state.exitMarks()
+		marks[stoppedAnnotation] = strconv.Itoa(state.run)
 		err := d.noteRun(w, anchor, state, marks)
 		if err != nil && !fault.Is(err, fault.Conflict) { // another uid: it was removed meanwhile
 			return err
 		}
 	}
-	if state.pod != nil && d.pods() {
+	if state.pod != nil && (d.pods() || anchor.GetDeletionTimestamp() != nil) { // nobody else does
 		if err := d.cluster.remove(w, podResource, state.pod); err != nil {
 			return err
 		}
@@ -108,8 +140,7 @@ func (d *Driver) Delete(ctx context.Context, r *driver.DeleteRequest) error {
 		case fault.Is(err, fault.NotFound):
 		case err != nil:
 			return err
-		case anchor.GetAnnotations()[operationAnnotation] != r.Operation:
-			return nil // it is not what was asked for
+		case anchor.GetAnnotations()[operationAnnotation] != r.Operation: // it is not what was asked for
 		default:
 			namespace = anchor.GetNamespace()
 			if err := d.cluster.remove(w, d.cluster.anchor(), anchor); err != nil {
@@ -171,7 +202,7 @@ func (d *Driver) leftovers(ctx context.Context, namespace string, id sandbox.Ide
 			kinds = append(kinds, r)
 		}
 	}
-	if d.pods() || orphans && d.cluster.writes[podResource] {
+	if d.pods() || orphans {
 		kinds = append(kinds, podResource)
 	}
 	found := make([][]leftover, len(kinds))

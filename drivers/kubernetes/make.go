@@ -11,6 +11,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/sandgate/sandgate/shared/driver"
@@ -29,7 +30,7 @@ func (d *Driver) Create(ctx context.Context, r *driver.CreateRequest) error {
 		case err != nil:
 			return err
 		case found && m.begun():
-			return nil
+			return m.noteBegun()
 		}
 		if err := m.clear(); err != nil {
 			return err
@@ -52,7 +53,10 @@ func (d *Driver) Start(ctx context.Context, r *driver.StartRequest) error {
 		case !found:
 			return fault.New(fault.NotFound, "there is no sandbox %q", r.Identity.ID)
 		case m.begun():
-			return nil
+			return m.noteBegun()
+		}
+		if err := m.clear(); err != nil {
+			return err
 		}
 		if err := d.rest(w, m.anchor, &m.state); err != nil {
 			return err
@@ -86,7 +90,8 @@ type making struct {
 	namespace string                     // of the sandbox
 	anchor    *unstructured.Unstructured // as it is; nil while there is none
 	state     runState
-	applied   map[string]string // what each manager of the Sandbox has, after its apply
+	applied   map[string]string    // what each manager of the Sandbox has, after its apply
+	there     map[string]types.UID // the side objects that are there already
 }
 
 func (d *Driver) making(w *work, r *driver.StartRequest) (*making, error) {
@@ -94,7 +99,8 @@ func (d *Driver) making(w *work, r *driver.StartRequest) (*making, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &making{work: w, d: d, r: r, box: objects[0], sides: objects[1:], at: d.cluster.anchor(), namespace: objects[0].Namespace, applied: map[string]string{}}
+	m := &making{work: w, d: d, r: r, box: objects[0], sides: objects[1:], at: d.cluster.anchor(), namespace: objects[0].Namespace,
+		applied: map[string]string{}, there: map[string]types.UID{}}
 	if len(r.Token) > 0 {
 		m.sides = append([]object{d.tokenObject(r, m.namespace)}, m.sides...)
 	}
@@ -151,6 +157,8 @@ func (m *making) clear() error {
 			return err
 		case !m.d.bears(have, m.r.Identity, m.r.Operation):
 			return fault.New(fault.AlreadyExists, "the %s %s is in the way: it bears no marks of this sandbox and operation", r, o.Name)
+		default:
+			m.there[o.ref()] = have.GetUID()
 		}
 	}
 	return nil
@@ -162,7 +170,7 @@ func (m *making) make() error {
 		return err
 	}
 	for _, o := range m.sides {
-		if err := m.d.applyObject(m.work, o, m.anchor); err != nil {
+		if err := m.d.applyObject(m.work, o, m.anchor, m.there[o.ref()]); err != nil {
 			return err
 		}
 	}
@@ -194,8 +202,16 @@ func (m *making) makeAnchor() error {
 	annotations[objectsAnnotation] = m.list()
 	o.SetAnnotations(annotations)
 	var err error
-	m.anchor, err = m.d.cluster.apply(m.work, m.at, o, manager(driverOwner), false)
+	m.anchor, err = m.d.applyFirst(m.work, m.at, o, manager(driverOwner), m.uid())
 	return err
+}
+
+// uid is the anchor's, where it is there.
+func (m *making) uid() types.UID {
+	if m.anchor == nil {
+		return ""
+	}
+	return m.anchor.GetUID()
 }
 
 // list is the objects of the plan besides the sandbox, as a mark.
@@ -216,10 +232,7 @@ func (m *making) applyBox(own ownerFields) error {
 			m.d.cluster.setMode(o, false)
 		}
 	}
-	if m.anchor != nil {
-		o.SetUID(m.anchor.GetUID())
-	}
-	got, err := m.d.cluster.apply(m.work, m.at, o, manager(own.Owner), false)
+	got, err := m.d.applyFirst(m.work, m.at, o, manager(own.Owner), m.uid())
 	if err != nil {
 		return err
 	}
@@ -269,11 +282,12 @@ func (m *making) run() error {
 		o.SetResourceVersion(m.anchor.GetResourceVersion())
 		o.SetAnnotations(map[string]string{runAnnotation: strconv.Itoa(m.r.Run)})
 		m.d.cluster.setMode(o, true)
+		_ = unstructured.SetNestedField(o.Object, strconv.Itoa(m.r.Run), "spec", "podTemplate", "metadata", "annotations", runAnnotation) // by which its pod is known
 		_, err := m.d.cluster.apply(m.work, m.at, o, runManager, true)
 		if !fault.Is(err, fault.Conflict) {
 			return err
 		}
-		if m.anchor, err = m.d.cluster.get(m, m.at, m.namespace, m.anchor.GetName()); err != nil {
+		if err := m.again(); err != nil {
 			return err
 		}
 		if m.state = m.d.cluster.stateOf(m.anchor); m.begun() { // an answer that was lost
@@ -307,7 +321,19 @@ func (m *making) settle() error {
 		return context.Cause(m)
 	}
 	if ctx.Err() != nil || errors.Is(err, errGone) {
-		m.anchor, err = m.d.cluster.get(m, m.at, m.namespace, m.anchor.GetName())
+		return m.again()
+	}
+	return err
+}
+
+// again reads the anchor, which has to be the same one.
+func (m *making) again() error {
+	o, err := m.d.cluster.get(m, m.at, m.namespace, m.anchor.GetName())
+	if err == nil && o.GetUID() != m.anchor.GetUID() || fault.Is(err, fault.NotFound) {
+		return fault.New(fault.FailedPrecondition, "the %s %s/%s was removed by somebody else", m.at, m.namespace, m.anchor.GetName())
+	}
+	if err == nil {
+		m.anchor = o
 	}
 	return err
 }
@@ -349,6 +375,14 @@ func (m *making) runPod() error {
 	o.SetOwnerReferences([]metav1.OwnerReference{m.d.cluster.ownedBy(m.anchor)})
 	if _, err := m.createPod(o); err != nil {
 		return err
+	}
+	return m.noteBegun()
+}
+
+// noteBegun sees to it that the anchor says which run was begun: a plain Pod is made before that.
+func (m *making) noteBegun() error {
+	if !m.d.pods() || number(m.anchor, runAnnotation) >= m.r.Run {
+		return nil
 	}
 	a := bare(m.anchor)
 	a.SetAnnotations(map[string]string{runAnnotation: strconv.Itoa(m.r.Run)})

@@ -36,7 +36,8 @@ const (
 	stoppedAnnotation   = "sandgate.dev/stopped" // the run that Stop ended
 	podAnnotation       = "sandgate.dev/pod"     // "run/uid" of the pod that the run has
 	lostAnnotation      = "sandgate.dev/lost"    // the run whose pod somebody else has taken away
-	exitAnnotation      = "sandgate.dev/exit-code"
+	exitedAnnotation    = "sandgate.dev/exited"  // the run that ended by itself
+	exitAnnotation      = "sandgate.dev/exit"    // how a run's pod had ended: "137 OOMKilled"
 	objectsAnnotation   = "sandgate.dev/objects" // what the plan has besides, "Kind/name" by the real name, with commas
 )
 

@@ -27,13 +27,15 @@ type runState struct {
 	told    bool                       // the anchor says that it is to run
 	stopped int                        // the run that Stop ended
 	lost    int                        // the run whose pod somebody has taken away
+	exited  int                        // the run that ended by itself, where it is noted
 	had     string                     // the uid of the pod that the run has, where it is noted
 	pod     *unstructured.Unstructured // nil: there is none
 }
 
 // stateOf reads it from an anchor, without the pod.
 func (c *cluster) stateOf(anchor *unstructured.Unstructured) runState {
-	s := runState{run: number(anchor, runAnnotation), stopped: number(anchor, stoppedAnnotation), lost: number(anchor, lostAnnotation)}
+	s := runState{run: number(anchor, runAnnotation), stopped: number(anchor, stoppedAnnotation), lost: number(anchor, lostAnnotation),
+		exited: number(anchor, exitedAnnotation)}
 	if run, uid, _ := strings.Cut(anchor.GetAnnotations()[podAnnotation], "/"); run == strconv.Itoa(s.run) {
 		s.had = uid
 	}
@@ -97,14 +99,14 @@ func (d *Driver) everywhere() string {
 	return d.cfg.Namespace
 }
 
-// anchorOf finds the anchor of a sandbox by its marks.
+// anchorOf finds the anchor of a sandbox, by its name and its annotations: a label that somebody takes away proves nothing.
 func (d *Driver) anchorOf(ctx context.Context, id sandbox.Identity) (*unstructured.Unstructured, error) {
-	all, _, err := d.cluster.list(ctx, d.cluster.anchor(), d.scope(id), d.ours(id.ID))
+	all, _, err := d.cluster.listBy(ctx, d.cluster.anchor(), d.scope(id), metav1.ListOptions{FieldSelector: "metadata.name=" + d.sandboxName(id)})
 	if err != nil {
 		return nil, err
 	}
-	for i := range all {
-		if o := &all[i]; d.isOurs(o) && o.GetAnnotations()[sandboxLabel] == id.ID && o.GetName() == d.sandboxName(identity(o)) {
+	for _, o := range pointers(all) {
+		if o.GetAnnotations()[sandboxLabel] == id.ID && o.GetAnnotations()[operationAnnotation] != "" {
 			return o, nil
 		}
 	}
@@ -188,13 +190,15 @@ func (s *runState) status(d *Driver, anchor *unstructured.Unstructured) *driver.
 		st.State = driver.Removing
 	case s.run == 0:
 		st.Run = 1
+	case s.exited == s.run && (pod == nil || ended(pod)):
+		exitedWith(st, a[exitAnnotation])
 	case !s.told && pod != nil:
 		st.State, st.Reason, st.Message = driver.Running, "Stopping", "the pod is being removed"
 	case !s.told && s.lost == s.run && s.stopped != s.run, d.pods() && s.told && pod == nil:
 		st.State, st.Reason, st.Message = driver.Lost, "PodRemoved", "somebody else has removed the pod"
 	case !s.told && s.stopped == s.run:
 		st.State = driver.Stopped
-		if code, err := strconv.Atoi(a[exitAnnotation]); err == nil {
+		if code, _, err := readExit(a[exitAnnotation]); err == nil {
 			st.ExitCode = &code
 		}
 	case !s.told:
@@ -240,6 +244,9 @@ func condition(o *unstructured.Unstructured, kind string) metav1.Condition {
 	return metav1.Condition{}
 }
 
+// reasonExited is of a process that ended, also while other containers of its pod still run.
+const reasonExited = "ProcessExited"
+
 // lostReasons are of pods that have ended with their node, or to make room on it.
 var lostReasons = []string{"Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity"}
 
@@ -251,7 +258,7 @@ func (d *Driver) running(st *driver.Status, pod *corev1.Pod, anchor *unstructure
 	if pod.Status.StartTime != nil {
 		st.Since = pod.Status.StartTime.UTC()
 	}
-	ended := pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded
+	ended := ended(pod)
 	if ended {
 		st.Addresses = nil
 	}
@@ -264,6 +271,8 @@ func (d *Driver) running(st *driver.Status, pod *corev1.Pod, anchor *unstructure
 		exited(st, agent.State.Terminated)
 	case ended:
 		st.State, st.Reason, st.Message = driver.Failed, cmp.Or(pod.Status.Reason, "PodFailed"), cmp.Or(pod.Status.Message, "the pod has failed")
+	case agent != nil && agent.State.Terminated != nil:
+		st.State, st.Reason, st.Message = driver.Running, reasonExited, "the process has ended, and other containers of the pod are being ended"
 	case pod.DeletionTimestamp != nil:
 		st.State, st.Reason, st.Message = driver.Running, "PodTerminating", "somebody else removes the pod"
 	case pod.Status.Phase == corev1.PodPending || pod.Status.Phase == "":
@@ -280,25 +289,47 @@ func (d *Driver) running(st *driver.Status, pod *corev1.Pod, anchor *unstructure
 	}
 }
 
+// ended reports whether no container of a pod runs any more.
+func ended(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded
+}
+
 func exited(st *driver.Status, t *corev1.ContainerStateTerminated) {
-	code := int(t.ExitCode)
-	st.State, st.ExitCode, st.Since = driver.Exited, &code, t.FinishedAt.UTC()
-	st.Reason, st.Message = "ProcessExited", fmt.Sprintf("the process ended with exit code %d", code)
-	if t.Reason == "OOMKilled" {
-		st.Reason, st.Message = t.Reason, "the process was killed: it had used up its memory"
+	exitedWith(st, exitMark(t))
+}
+
+// exitedWith completes the status of a sandbox that has ended by itself, from the mark that says how.
+func exitedWith(st *driver.Status, mark string) {
+	st.State, st.Addresses, st.Reason, st.Message = driver.Exited, nil, reasonExited, "the process has ended"
+	code, reason, err := readExit(mark)
+	if err != nil {
+		return
+	}
+	st.ExitCode, st.Message = &code, fmt.Sprintf("the process ended with exit code %d", code)
+	if reason == "OOMKilled" {
+		st.Reason, st.Message = reason, "the process was killed: it had used up its memory"
 	}
 }
 
-// exitCode is how the run's pod has ended; nil: it has not, or nobody knows.
-func (s *runState) exitCode() *int {
-	if s.pod == nil {
-		return nil
+// exitMark says how a container has ended, as an annotation has it: "137 OOMKilled".
+func exitMark(t *corev1.ContainerStateTerminated) string {
+	return strings.TrimSpace(fmt.Sprintf("%d %s", t.ExitCode, t.Reason))
+}
+
+func readExit(mark string) (code int, reason string, err error) {
+	number, reason, _ := strings.Cut(mark, " ")
+	code, err = strconv.Atoi(number)
+	return code, reason, err
+}
+
+// exitMarks say how the run's pod has ended, where it has.
+func (s *runState) exitMarks() map[string]string {
+	if s.pod != nil {
+		if agent := statusOf(podOf(s.pod)); agent != nil && agent.State.Terminated != nil {
+			return map[string]string{exitAnnotation: exitMark(agent.State.Terminated)}
+		}
 	}
-	if agent := statusOf(podOf(s.pod)); agent != nil && agent.State.Terminated != nil {
-		code := int(agent.State.Terminated.ExitCode)
-		return &code
-	}
-	return nil
+	return map[string]string{}
 }
 
 // hopeless are the reasons of containers that will not run unless somebody does something.

@@ -3,9 +3,11 @@ package kubernetes
 import (
 	"context"
 	"errors"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -67,13 +69,13 @@ func (v *view) drop(r resource, o *unstructured.Unstructured) string {
 	return id
 }
 
+func (v *view) podsOf(id string) []*unstructured.Unstructured {
+	return slices.Collect(maps.Values(v.pods[id]))
+}
+
 // status is what a sandbox is now; nil: it is not there.
 func (v *view) status(id string) *driver.Status {
-	anchor := v.anchors[id]
-	var pods []*unstructured.Unstructured
-	for _, p := range v.pods[id] {
-		pods = append(pods, p)
-	}
+	anchor, pods := v.anchors[id], v.podsOf(id)
 	switch {
 	case anchor != nil:
 		s := v.d.stateWith(anchor, pods)
@@ -109,7 +111,7 @@ type change struct {
 
 // Watch implements driver.Driver.
 func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
-	w := &watcher{view: newView(d), told: map[string]*driver.Status{}, noted: map[string]string{}, fn: fn}
+	w := &watcher{view: newView(d), told: map[string]*driver.Status{}, fn: fn}
 	all, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w.ctx = all
@@ -159,8 +161,8 @@ func (d *Driver) Watch(ctx context.Context, fn func(driver.Event) error) error {
 // watcher tells what became of each sandbox.
 type watcher struct {
 	*view
-	ctx   context.Context   // of the watch
-	noted map[string]string // the pod of each sandbox's run, as it was noted
+	ctx   context.Context // of the watch
+	noted sync.Map        // what was done last for each sandbox's run
 	told  map[string]*driver.Status
 	fn    func(driver.Event) error
 }
@@ -210,9 +212,10 @@ func (w *watcher) tell(id string) error {
 		return nil
 	case st == nil:
 		delete(w.told, id)
+		w.noted.Delete(id)
 		return w.fn(driver.Event{Deleted: old.Identity})
 	}
-	w.guard(id)
+	w.guard(id, st)
 	w.told[id] = st
 	return w.fn(driver.Event{Status: st})
 }

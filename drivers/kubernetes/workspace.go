@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -45,6 +46,7 @@ func (d *Driver) ensure(w *work, ws sandbox.Workspace, o object) error {
 		return fault.New(fault.Invalid, "%s: the driver cannot make a %s", o.ref(), o.GVK.Kind)
 	}
 	have, err := d.cluster.get(w, r, o.Namespace, o.Name)
+	var uid types.UID
 	switch {
 	case fault.Is(err, fault.NotFound):
 	case err != nil:
@@ -53,8 +55,10 @@ func (d *Driver) ensure(w *work, ws sandbox.Workspace, o object) error {
 		return fault.New(fault.Conflict, "the %s %s is in the way: it bears no marks of workspace %q", r, o.Name, ws.Name)
 	case have.GetDeletionTimestamp() != nil:
 		return fault.New(fault.Unavailable, "the %s %s is still being removed", r, o.Name)
+	default:
+		uid = have.GetUID()
 	}
-	return answer(d.applyObject(w, o, nil))
+	return answer(d.applyObject(w, o, nil, uid))
 }
 
 // isWorkspaces reports whether an object was made for a workspace.

@@ -1,8 +1,12 @@
 package kubernetes
 
 import (
+	"slices"
+	"strings"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/sandgate/sandgate/shared/fault"
 )
@@ -66,8 +70,8 @@ func (c *cluster) ownedBy(anchor *unstructured.Unstructured) metav1.OwnerReferen
 }
 
 // applyObject writes an object beside the sandbox, each owner's fields under its own manager. The first one's apply makes it,
-// with the marks and, in the anchor's namespace, with a reference to that.
-func (d *Driver) applyObject(w *work, o object, anchor *unstructured.Unstructured) error {
+// with the marks and, in the anchor's namespace, with a reference to that. Uid is that of the one that is there, if one is.
+func (d *Driver) applyObject(w *work, o object, anchor *unstructured.Unstructured, uid types.UID) error {
 	r, known := d.cluster.resourceOf(o.GVK.Kind)
 	if !known {
 		return fault.New(fault.Invalid, "%s: the driver cannot make a %s", o.ref(), o.GVK.Kind)
@@ -87,13 +91,30 @@ func (d *Driver) applyObject(w *work, o object, anchor *unstructured.Unstructure
 		if made == nil && anchor != nil && o.Namespace == anchor.GetNamespace() {
 			fields.SetOwnerReferences([]metav1.OwnerReference{d.cluster.ownedBy(anchor)})
 		}
-		if made != nil {
-			fields.SetUID(made.GetUID())
-		}
 		var err error
-		if made, err = d.cluster.apply(w, r, fields, manager(own.Owner), false); err != nil {
+		if made, err = d.applyFirst(w, r, fields, manager(own.Owner), uid); err != nil {
 			return err
 		}
+		uid = made.GetUID()
 	}
 	return nil
+}
+
+// applyFirst writes an owner's fields of the object that has the uid, or of one that is not there yet. One that somebody
+// else has made meanwhile is given back as it was.
+func (d *Driver) applyFirst(w *work, r resource, o *unstructured.Unstructured, manager string, uid types.UID) (*unstructured.Unstructured, error) {
+	o.SetUID(uid)
+	got, err := d.cluster.apply(w, r, o, manager, false)
+	if err != nil || uid != "" || !slices.ContainsFunc(got.GetManagedFields(), foreign) {
+		return got, err
+	}
+	if _, err := d.cluster.apply(w, r, bare(got), manager, false); err != nil {
+		return nil, err
+	}
+	return nil, fault.New(fault.FailedPrecondition, "the %s %s/%s is in the way: somebody else has just made it", r, o.GetNamespace(), o.GetName())
+}
+
+// foreign reports whether fields of an object are nobody's that the driver writes for. Its status is its controller's.
+func foreign(e metav1.ManagedFieldsEntry) bool {
+	return e.Subresource == "" && e.Manager != manager(driverOwner) && e.Manager != runManager && e.Manager != podManager && !strings.HasPrefix(e.Manager, manager(""))
 }
