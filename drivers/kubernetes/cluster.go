@@ -37,7 +37,8 @@ type cluster struct {
 	version  string
 	instance string            // the cluster's id
 	wide     bool              // the account may look at the sandboxes of every namespace
-	writes   map[resource]bool // what it may make besides
+	writes   map[resource]bool // what it may make and remove besides
+	absent   map[string]bool   // kinds that the cluster does not have
 }
 
 // The client's own limits would let 5 requests a second pass. The server has better ones (priority and fairness).
@@ -99,48 +100,67 @@ func (c *cluster) probe(ctx context.Context, cfg Config) error {
 	if c.api, err = c.findAPI(ctx, cfg); err != nil {
 		return err
 	}
-	// The namespace that every cluster has keeps its uid as long as the cluster lives.
-	ns, err := c.typed.CoreV1().Namespaces().Get(ctx, "kube-system", metav1.GetOptions{})
-	switch {
-	case err == nil:
-		c.instance = string(ns.UID)
-	case !apierrors.IsForbidden(err):
-		return failed("get", "namespace kube-system", err)
-	}
 	if err := c.rights(ctx, cfg); err != nil {
+		return err
+	}
+	if err := c.identify(ctx, cfg); err != nil {
 		return err
 	}
 	return c.findMaker(ctx, cfg)
 }
 
-// rights asks what the account may do: in all namespaces, or else in the one of the sandboxes.
+// identify names the cluster and what of it the driver looks at: under another name, that a sandbox is not found proves
+// nothing. A namespace keeps its uid as long as it lives, and kube-system is in every cluster.
+func (c *cluster) identify(ctx context.Context, cfg Config) error {
+	ns, err := c.typed.CoreV1().Namespaces().Get(ctx, "kube-system", metav1.GetOptions{})
+	if apierrors.IsForbidden(err) && cfg.Mode == Shared {
+		ns, err = c.typed.CoreV1().Namespaces().Get(ctx, cfg.Namespace, metav1.GetOptions{})
+	}
+	if err != nil {
+		return failed("get", "namespace kube-system, by which the cluster is known", err)
+	}
+	where := cfg.Namespace
+	if c.wide {
+		where = "*"
+	}
+	c.instance = strings.Join([]string{string(ns.UID), cfg.GatewayID, cfg.Mode, where}, "/")
+	return nil
+}
+
+// rights asks what the cluster serves, and what of it the account may use: in all namespaces, or else in the one of the
+// sandboxes.
 func (c *cluster) rights(ctx context.Context, cfg Config) error {
 	var err error
-	if c.wide, err = c.may(ctx, "list", c.anchor(), ""); err != nil {
+	if c.wide, err = c.mayAll(ctx, "", c.anchor(), "list"); err != nil {
 		return err
+	}
+	if pods, err := c.mayAll(ctx, "", podResource, "list"); err != nil {
+		return err
+	} else if !pods {
+		c.wide = false
 	}
 	namespace := cfg.Namespace
 	switch {
 	case c.wide:
 		namespace = ""
 	case cfg.Mode != Shared:
-		return fault.New(fault.FailedPrecondition, "the account may not list %s in all namespaces, which mode %q needs", c.anchor().gvr.Resource, cfg.Mode)
+		return fault.New(fault.FailedPrecondition, "the account may not list pods and %s in all namespaces, which mode %q needs", c.anchor().gvr.Resource, cfg.Mode)
 	}
 	if c.events, err = c.may(ctx, "watch", eventResource, namespace); err != nil {
+		return err
+	}
+	if err := c.served(); err != nil {
 		return err
 	}
 	var mu sync.Mutex
 	c.writes = map[resource]bool{}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, r := range append(slices.Clone(resources), podResource) {
+		if c.absent[r.gvk.Kind] || !r.namespaced && !c.wide {
+			continue
+		}
 		g.Go(func() error {
-			if !r.namespaced && !c.wide {
-				return nil
-			}
-			ok, err := c.may(ctx, "list", r, namespace)
-			if ok && err == nil {
-				ok, err = c.may(ctx, "delete", r, namespace)
-			}
+			ok, err := c.mayRemove(ctx, r, namespace)
 			mu.Lock()
 			defer mu.Unlock()
 			c.writes[r] = ok
@@ -148,6 +168,77 @@ func (c *cluster) rights(ctx context.Context, cfg Config) error {
 		})
 	}
 	return g.Wait()
+}
+
+// served asks which kinds the cluster does not have.
+func (c *cluster) served() error {
+	c.absent = map[string]bool{}
+	have := map[string]bool{}
+	for _, r := range resources {
+		version := r.gvr.GroupVersion().String()
+		if r.gvr.Group == "" {
+			continue // every cluster has them
+		}
+		if !have[version] {
+			all, err := c.typed.Discovery().ServerResourcesForGroupVersion(version)
+			if err != nil && !apierrors.IsNotFound(err) {
+				return failed("ask", "the API server for "+version, err)
+			}
+			have[version] = true
+			if err == nil {
+				for _, one := range all.APIResources {
+					have[version+"/"+one.Name] = true
+				}
+			}
+		}
+		if !have[version+"/"+r.gvr.Resource] {
+			c.absent[r.gvk.Kind] = true
+		}
+	}
+	return nil
+}
+
+// mayRemove reports whether the account may find and remove what there is of a kind. What it may make it has to.
+func (c *cluster) mayRemove(ctx context.Context, r resource, namespace string) (bool, error) {
+	ok, err := c.mayAll(ctx, namespace, r, "list", "delete")
+	if ok || err != nil || r == podResource {
+		return ok, err
+	}
+	if makes, err := c.may(ctx, "patch", r, namespace); err != nil || !makes {
+		return false, err
+	}
+	return false, fault.New(fault.FailedPrecondition, "the account may patch %s, and not list and delete them: what it makes it could not remove", r.gvr.Resource)
+}
+
+func (c *cluster) mayAll(ctx context.Context, namespace string, r resource, verbs ...string) (bool, error) {
+	for _, v := range verbs {
+		if ok, err := c.may(ctx, v, r, namespace); !ok || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// kindsIn are those of which there may be objects of the driver's in a namespace: the account may have rights there that it
+// has not everywhere.
+func (c *cluster) kindsIn(ctx context.Context, namespace string) ([]resource, error) {
+	var out []resource
+	for _, r := range resources {
+		if !r.namespaced || c.absent[r.gvk.Kind] {
+			continue
+		}
+		ok := c.writes[r]
+		if !ok && c.wide && namespace != "" {
+			var err error
+			if ok, err = c.mayRemove(ctx, r, namespace); err != nil {
+				return nil, err
+			}
+		}
+		if ok {
+			out = append(out, r)
+		}
+	}
+	return out, nil
 }
 
 // findAPI decides what a sandbox is made of.

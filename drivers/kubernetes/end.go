@@ -196,11 +196,9 @@ type leftover struct {
 // leftovers returns what bears the marks of a sandbox and an operation, but for the anchor and, unless it is an orphan, the
 // Sandbox's pod, which its controller removes.
 func (d *Driver) leftovers(ctx context.Context, namespace string, id sandbox.Identity, operation string, orphans bool) ([]leftover, error) {
-	kinds := make([]resource, 0, len(resources)+1)
-	for _, r := range resources {
-		if r.namespaced && d.cluster.writes[r] {
-			kinds = append(kinds, r)
-		}
+	kinds, err := d.cluster.kindsIn(ctx, namespace)
+	if err != nil {
+		return nil, err
 	}
 	if d.pods() || orphans {
 		kinds = append(kinds, podResource)

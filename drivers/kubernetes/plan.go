@@ -153,7 +153,7 @@ func (d *Driver) sandboxPoints() []plan.Point {
 		{Pattern: "Sandbox.metadata.labels", Phases: untilCreate, Except: outside("Sandbox.metadata.labels", marksOf("Sandbox.metadata")), Doc: "labels of the Sandbox"},
 		{Pattern: "Sandbox.metadata.annotations", Phases: untilCreate, Except: outside("Sandbox.metadata.annotations", marksOf("Sandbox.metadata")), Doc: "annotations of the Sandbox"},
 	}
-	if d.cfg.Mode == Shared {
+	if d.places() {
 		out = append(out, plan.Point{Pattern: "Sandbox.placement.namespace", Phases: whenPlanned, Feature: featureNamespace, Object: mainObject,
 			Doc: "the namespace that it runs in: a Namespace of its workspace's plan, or one that the operator lets it use"})
 	}
@@ -172,11 +172,11 @@ func (d *Driver) sandboxPoints() []plan.Point {
 // workspacePoints are those of what only workspaces have. A namespace that somebody else made is not an extension's to change.
 func (d *Driver) workspacePoints() []plan.Point {
 	var out []plan.Point
-	switch d.cfg.Mode {
-	case Shared:
+	switch {
+	case d.places():
 		out = append(out, plan.Point{Pattern: kindNamespace, Phases: ofWorkspaces, Except: marksOf("Namespace.metadata"),
 			Feature: "workspace-namespace", Object: workspaceObject, Doc: "a namespace for the workspace"})
-	case Managed:
+	case d.cfg.Mode == Managed:
 		for _, m := range []plan.Pattern{"Namespace.metadata.labels", "Namespace.metadata.annotations"} {
 			out = append(out, plan.Point{Pattern: m, Phases: ofWorkspaces, Except: outside(m, marksOf("Namespace.metadata")),
 				Feature: "workspace-" + string(m[strings.LastIndex(string(m), ".")+1:]), Object: workspaceObject, Doc: "of the workspace's namespace"})
@@ -187,6 +187,9 @@ func (d *Driver) workspacePoints() []plan.Point {
 		plan.Point{Pattern: kindLimitRange, Phases: ofWorkspaces, Except: marksOf("LimitRange.metadata"), Feature: "limit-range", Doc: "what its pods use where they do not say"})
 }
 
+// places reports whether a plan says where a sandbox is: it has to be found there, so the driver has to look everywhere.
+func (d *Driver) places() bool { return d.cfg.Mode == Shared && d.cluster.wide }
+
 // describe says what the driver is and offers.
 func (d *Driver) describe(context.Context) (*driver.Description, error) {
 	kinds, err := d.kinds()
@@ -195,6 +198,14 @@ func (d *Driver) describe(context.Context) (*driver.Description, error) {
 	}
 	about := &driver.Description{Type: "kubernetes", Version: d.cluster.version, Instance: d.cluster.instance, DefaultImage: d.cfg.DefaultImage,
 		Kinds: kinds, Points: d.points(), Missing: map[string]string{}}
+	about.Kinds = slices.DeleteFunc(about.Kinds, func(k plan.Kind) bool { return d.cluster.absent[k.Name] })
+	about.Points = slices.DeleteFunc(about.Points, func(pt plan.Point) bool {
+		gone := d.cluster.absent[pt.Pattern.Kind()]
+		if gone && pt.Feature != "" {
+			about.Missing[pt.Feature] = "the cluster does not serve the kind " + pt.Pattern.Kind()
+		}
+		return gone
+	})
 	for _, pt := range about.Points {
 		if pt.Feature != "" {
 			about.Features = append(about.Features, extension.Feature{Name: pt.Feature, Point: pt.Pattern, Object: pt.Object})
@@ -204,6 +215,9 @@ func (d *Driver) describe(context.Context) (*driver.Description, error) {
 	if d.pods() {
 		owners = "one-manager"
 		about.Missing["sandbox-resource"] = "the cluster has no agents.x-k8s.io: sandboxes are plain Pods, whose fields have one manager; who set what is in the plan alone"
+	}
+	if d.cfg.Mode == Shared && !d.cluster.wide {
+		about.Missing[featureNamespace] = "the account may not list pods and " + d.cluster.anchor().gvr.Resource + " in all namespaces, where a plan could place a sandbox"
 	}
 	if d.cfg.Mode != Shared {
 		about.Missing[featureNamespace] = "a plan places a sandbox in mode shared only; in mode " + d.cfg.Mode + " its workspace says where it runs"

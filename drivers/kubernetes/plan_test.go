@@ -34,7 +34,7 @@ func testPlanner(t testing.TB, api string, change func(*Config)) *planner {
 	if change != nil {
 		change(&cfg)
 	}
-	d := &Driver{cfg: cfg.withDefaults(), cluster: &cluster{api: api, version: "v1.37.2", instance: "c"}}
+	d := &Driver{cfg: cfg.withDefaults(), cluster: &cluster{api: api, wide: true, version: "v1.37.2", instance: "c"}}
 	var err error
 	if d.about, err = d.describe(t.Context()); err != nil {
 		t.Fatal(err)

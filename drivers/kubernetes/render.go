@@ -79,8 +79,8 @@ func (d *Driver) sandboxRenderer(id sandbox.Identity, operation string, p, ws *p
 		r.ws = d.workspaceRenderer(sandbox.Workspace{ID: id.WorkspaceID, Driver: id.Driver, Name: id.Workspace}, ws)
 	}
 	placed := placement(p)
-	if placed != "" && d.cfg.Mode != Shared {
-		return nil, fault.New(fault.Invalid, "Sandbox/main has placement.namespace, which a sandbox has in mode shared only")
+	if placed != "" && !d.places() {
+		return nil, fault.New(fault.Invalid, "Sandbox/main has placement.namespace, which a sandbox has in mode shared only, where the driver may look in all namespaces")
 	}
 	r.home = cmp.Or(r.namespace(placed), d.workspaceNamespace(id.Workspace))
 	return r, nil

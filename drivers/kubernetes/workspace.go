@@ -92,12 +92,22 @@ func hasLabel(o metav1.Object, label string) bool {
 func (d *Driver) DeleteWorkspace(ctx context.Context, ws sandbox.Workspace) error {
 	return d.mutate(ctx, workspaceKey(ws), func(w *work) error {
 		selector := strings.Join([]string{d.ours(""), workspaceIDLabel + "=" + labelValue(ws.ID), "!" + sandboxLabel}, ",")
-		var touched []resource
-		for _, r := range resources {
-			if !d.cluster.writes[r] {
-				continue // it has made none
+		kinds, err := d.cluster.kindsIn(w, d.workspaceNamespace(ws.Name))
+		if err != nil {
+			return err
+		}
+		if namespaces := resources[0]; d.cluster.writes[namespaces] {
+			kinds = append(kinds, namespaces)
+		}
+		where := func(r resource) string {
+			if d.cluster.writes[r] {
+				return d.everywhere()
 			}
-			all, _, err := d.cluster.list(w, r, d.everywhere(), selector)
+			return d.workspaceNamespace(ws.Name)
+		}
+		var touched []resource
+		for _, r := range kinds {
+			all, _, err := d.cluster.list(w, r, where(r), selector)
 			if err != nil {
 				return err
 			}
@@ -114,7 +124,7 @@ func (d *Driver) DeleteWorkspace(ctx context.Context, ws sandbox.Workspace) erro
 			}
 		}
 		for _, r := range touched {
-			err := d.cluster.until(w, r, d.everywhere(), selector, func(all map[string]*unstructured.Unstructured) bool {
+			err := d.cluster.until(w, r, where(r), selector, func(all map[string]*unstructured.Unstructured) bool {
 				for _, o := range all {
 					if d.isWorkspaces(o, ws) {
 						return false
