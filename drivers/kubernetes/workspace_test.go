@@ -76,7 +76,7 @@ func TestWorkspacesInEveryMode(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			w := newTenancy(t, mode)
-			before := w.c.Inventory(t, w.at...)
+			before := ofWorkspace(w.c.Inventory(t, w.at...))
 			if err := w.ensure(t); err != nil {
 				t.Fatal(err)
 			}
@@ -105,7 +105,7 @@ func TestWorkspacesInEveryMode(t *testing.T) {
 					t.Errorf("DeleteWorkspace: %v", err)
 				}
 			}
-			if diff := cmp.Diff(before, w.c.Inventory(t, w.at...)); diff != "" {
+			if diff := cmp.Diff(before, ofWorkspace(w.c.Inventory(t, w.at...))); diff != "" {
 				t.Errorf("after the workspace (-before +after):\n%s", diff)
 			}
 		})
