@@ -3,7 +3,7 @@ package main
 import (
 	"fmt"
 	"net"
-	"time"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -60,18 +60,21 @@ func network(c *guest.Config) error {
 }
 
 // linkOf waits for the interface that has a hardware address; without one, for any that is no loopback.
-func linkOf(mac string) (netlink.Link, error) {
-	for range 400 {
-		links, err := netlink.LinkList()
-		if err != nil {
-			return nil, err
+func linkOf(mac string) (link netlink.Link, err error) {
+	there := appear(func() bool {
+		var links []netlink.Link
+		links, err = netlink.LinkList()
+		i := slices.IndexFunc(links, func(l netlink.Link) bool {
+			a := l.Attrs()
+			return a.HardwareAddr.String() == mac || mac == "" && a.Flags&net.FlagLoopback == 0
+		})
+		if i >= 0 {
+			link = links[i]
 		}
-		for _, l := range links {
-			if a := l.Attrs(); a.HardwareAddr.String() == mac || mac == "" && a.Flags&net.FlagLoopback == 0 {
-				return l, nil
-			}
-		}
-		time.Sleep(5 * time.Millisecond)
+		return i >= 0 || err != nil
+	})
+	if !there {
+		err = fmt.Errorf("there is no network interface %s", mac)
 	}
-	return nil, fmt.Errorf("there is no network interface %s", mac)
+	return link, err
 }

@@ -21,7 +21,7 @@ type ports struct {
 // openPorts finds the ports. The driver has given them before the machine was turned on; the kernel may need a moment.
 func openPorts() *ports {
 	found := map[string]*os.File{}
-	for range 200 {
+	appear(func() bool {
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 		for _, at := range names {
 			raw, err := os.ReadFile(at)
@@ -35,11 +35,8 @@ func openPorts() *ports {
 				found[name] = os.NewFile(uintptr(fd), name)
 			}
 		}
-		if found[guest.EventPort] != nil && found[guest.LogPort] != nil && found[guest.ControlPort] != nil {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+		return found[guest.EventPort] != nil && found[guest.LogPort] != nil && found[guest.ControlPort] != nil
+	})
 	for _, name := range []string{guest.EventPort, guest.LogPort, guest.ControlPort} {
 		if found[name] == nil {
 			console("there is no port %s", name)
@@ -48,8 +45,18 @@ func openPorts() *ports {
 	return &ports{found[guest.EventPort], found[guest.LogPort], found[guest.ControlPort]}
 }
 
-// patience is how long a host may take to read what a machine has to say at its end.
+// patience is how long a host may take to show a device, or to read what a machine has to say at its end.
 const patience = 30 * time.Second
+
+// appear waits until something is there, and reports whether it is.
+func appear(there func() bool) bool {
+	for end := time.Now().Add(patience); !there(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
 
 // say writes an event.
 func (m *machine) say(e guest.Event) {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -81,8 +80,8 @@ func root(c *guest.Config) error {
 		dev, at, kind string
 		flags         uintptr
 	}{{guest.RootDisk, lowerDir, "squashfs", unix.MS_RDONLY}, {guest.OverlayDisk, upperDir, "ext4", 0}} {
-		if err := appear(disk.dev); err != nil {
-			return err
+		if !appear(func() bool { _, err := os.Stat(disk.dev); return err == nil }) {
+			return fmt.Errorf("there is no disk %s", disk.dev)
 		}
 		if err := os.MkdirAll(disk.at, 0o755); err != nil {
 			return err
@@ -127,17 +126,6 @@ func root(c *guest.Config) error {
 		}
 	}
 	return limit(c.PIDs)
-}
-
-// appear waits for a device that the kernel is still looking for.
-func appear(path string) error {
-	for range 400 {
-		if _, err := os.Stat(path); err == nil {
-			return nil
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	return fmt.Errorf("there is no disk %s", path)
 }
 
 // group is the control group of everything that the sandbox runs.

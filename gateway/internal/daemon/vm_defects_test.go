@@ -271,7 +271,7 @@ func stopIsNoFailure(t *testing.T) {
 // 7. A hook that does not answer has used up its time, and the sandbox is undone. What is decided before the driver has
 // judged the plan cannot be changed after.
 func hooksAreBounded(t *testing.T) {
-	c := newChained(t, "native", member("a", `bind:timeout = "1s"`, once(phase.BeforeCreate), once(phase.BeforeStart))).up()
+	c := newChained(t, "native", member("a", within(phase.BeforeCreate, "1s"), within(phase.BeforeStart, "1s"))).up()
 	for _, p := range []phase.Phase{phase.BeforeCreate, phase.BeforeStart} {
 		c.do("a", p, "hang")
 		id, err := c.make("one", sandbox.Spec{})
@@ -297,7 +297,7 @@ func hooksAreBounded(t *testing.T) {
 // 8. A hook of a run that does not end holds back what is said of the run's end for as long as it may take and no longer:
 // its time is used up, the end is shown, and what it may have taken is released.
 func slowHookHidesNoExit(t *testing.T) {
-	c := newChained(t, "native", member("a", `bind:timeout = "2s"`)).up()
+	c := newChained(t, "native", member("a", within(phase.AfterReady, "2s"))).up()
 	c.do("a", phase.AfterReady, "hang")
 	id, err := c.make("one", sleeper(7108))
 	if err != nil {

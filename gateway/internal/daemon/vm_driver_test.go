@@ -23,7 +23,7 @@ import (
 // What is about a plan is asked of the VM driver itself, without a boot; what is about the lifecycle alone runs over the
 // native one. drivers/vm/DESIGN.md has the table, with those that other tests show.
 var driverScenarios = map[string]func(t *testing.T){
-	"post_overlay_provisioning_stages":                               dropinNameRefused,
+	"post_overlay_provisioning_stages":                               dropinPathRefused,
 	"guest_init_dropin_validation_rejects_unsafe_or_duplicate_names": dropinNameRefused,
 	"launcher_spawn_failure":                                         launcherFails,
 	"validate_vm_sandbox":                                            requestsRefused,

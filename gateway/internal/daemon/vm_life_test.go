@@ -145,9 +145,9 @@ var fates = []string{"/bin/sh", "-c", `
 n=$(($(cat /n 2>/dev/null || echo 0) + 1)); echo $n > /n; busybox sync
 echo run $n, mine is $(ip -4 addr show dev eth0 | busybox grep inet), $RECORDING_a$RECORDING_z
 case $n in
-3) exit 5;;
-4) sleep 1; echo c > /proc/sysrq-trigger;;
-6) sleep 2; exit 6;;
+3) sleep 3; exit 5;;
+4) sleep 3; echo c > /proc/sysrq-trigger;;
+6) sleep 3; exit 6;;
 esac
 while :; do sleep 1; done`}
 
@@ -235,8 +235,8 @@ func (c *chained) each(id, address string) {
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}
 		}, sandbox.Exited, exits},
-		{"its command ends", func() { started(3) }, sandbox.Exited, append(runs("start"), exits...)},
-		{"its kernel panics", func() { started(4) }, sandbox.Exited, append(runs("start"), exits...)},
+		{"its command ends", func() { started(3) }, sandbox.Exited, append(runs("start")[:2], exits...)},
+		{"its kernel panics", func() { started(4) }, sandbox.Exited, append(runs("start")[:2], exits...)},
 		{"start again", func() { started(5) }, sandbox.Ready, runs("start")},
 		{"stop again", func() {
 			if err := c.stopIt(id); err != nil {
@@ -245,21 +245,26 @@ func (c *chained) each(id, address string) {
 		}, sandbox.Stopped, []string{"before_stop z", "before_stop a", "after_stop z stopped", "after_stop a stopped"}},
 		{"its command ends while the gateway is away", func() {
 			started(6)
-			c.comes(id, sandbox.Ready)
-			c.rest(id)
 			c.end()
 			waitFor(c.t, "end of the machine", func() bool { return len(c.qemus()) == 0 })
 			c.start()
-		}, sandbox.Exited, append(runs("start"), exits...)},
+		}, sandbox.Exited, append(runs("start")[:2], exits...)},
 	} {
 		c.forget()
 		step.do()
 		c.comes(id, step.state)
 		c.rest(id)
-		if diff := cmp.Diff(step.want, calls(recorded(c.t, c.dir))); diff != "" {
+		got := calls(recorded(c.t, c.dir))
+		if step.state == sandbox.Exited { // on a busy host nobody may have seen that it was ready in between
+			got = slices.DeleteFunc(got, func(s string) bool { return strings.HasPrefix(s, string(phase.AfterReady)) })
+		}
+		if diff := cmp.Diff(step.want, got); diff != "" {
 			c.t.Errorf("%s (-want +got):\n%s", step.name, diff)
 		}
 		sb, _ := c.d.engine.Lookup(id)
+		if step.name == "its kernel panics" && !strings.Contains(sb.Reason, "Kernel panic") {
+			c.t.Errorf("%s: %q", step.name, sb.Reason)
+		}
 		code := map[string]int{"QEMU is killed": 137, "its command ends": 5, "its command ends while the gateway is away": 6}
 		if want, ok := code[step.name]; ok && (sb.Run.ExitCode == nil || *sb.Run.ExitCode != want) {
 			c.t.Errorf("%s: exit code %v, want %d", step.name, sb.Run.ExitCode, want)
@@ -285,7 +290,7 @@ func holds(all []engine.Holding, l phase.Lifetime) bool {
 // twice at once, and one whose drop-in fails: everybody is told once, and nothing is left.
 func TestAMachineIsInterrupted(t *testing.T) {
 	t.Parallel()
-	c := newChained(t, "vm", member("a", `bind:timeout = "3s"`, once(phase.BeforeCreate), once(phase.BeforeStart)), member("b")).up()
+	c := newChained(t, "vm", member("a", within(phase.AfterReady, "3s")), member("b")).up()
 	told := []phase.Phase{phase.AfterStop, phase.OnCreateFailed, phase.AfterDelete}
 
 	c.do("a", phase.BeforeStart, "gate")

@@ -68,6 +68,11 @@ func once(p phase.Phase) string {
 	return fmt.Sprintf("bind:phase %q {\n      attempts = 1\n    }", p)
 }
 
+// within is the part of a bind that has a phase tried once and for so long.
+func within(p phase.Phase, timeout string) string {
+	return fmt.Sprintf("bind:phase %q {\n      attempts = 1\n      timeout  = %q\n    }", p, timeout)
+}
+
 func (c *chained) configure() {
 	c.t.Helper()
 	var extensions, binds strings.Builder

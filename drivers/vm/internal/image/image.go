@@ -18,10 +18,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/fault"
 )
 
-// Store keeps what was made. It is safe for concurrent use, by several processes too.
+// Store keeps what was made. It is safe for concurrent use, by several processes too: what is being made is locked.
 type Store struct {
 	dir string
 
@@ -42,7 +43,12 @@ func Open(dir string) (*Store, error) {
 	}
 	unfinished, err := filepath.Glob(filepath.Join(dir, ".new-*"))
 	for _, path := range unfinished {
-		err = errors.Join(err, os.Remove(path))
+		if f, bad := os.Open(path); bad == nil { // or it is finished, or gone
+			if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+				err = errors.Join(err, os.Remove(path))
+			}
+			_ = f.Close()
+		}
 	}
 	return &Store{dir: dir, making: map[string]*making{}}, err
 }
@@ -72,7 +78,7 @@ func (s *Store) once(ctx context.Context, name string, make func(ctx context.Con
 		}
 		select {
 		case <-m.done: // what one who went away did not finish is tried again
-			if m.err != nil && !errors.Is(m.err, context.Canceled) {
+			if m.err != nil && !errors.Is(m.err, context.Canceled) && !errors.Is(m.err, context.DeadlineExceeded) {
 				return "", m.err
 			}
 		case <-ctx.Done():
@@ -95,13 +101,25 @@ func (s *Store) make(ctx context.Context, path string, fill func(context.Context
 			_ = os.Remove(out.Name())
 		}
 	}()
+	if err := unix.Flock(int(out.Fd()), unix.LOCK_EX); err != nil {
+		return err
+	}
 	if err := fill(ctx, out); err != nil {
 		return full(err)
 	}
-	if err := out.Sync(); err != nil {
-		return full(err)
+	return place(out, path)
+}
+
+// place puts a file that is whole in its place, durably.
+func place(out *os.File, path string) error {
+	err := out.Sync()
+	if err == nil {
+		err = os.Rename(out.Name(), path)
 	}
-	return full(os.Rename(out.Name(), path))
+	if err == nil {
+		err = host.SyncDir(filepath.Dir(path))
+	}
+	return full(err)
 }
 
 // full gives an error for want of space its code.
@@ -137,10 +155,7 @@ func Disk(ctx context.Context, path string, size int64) (err error) {
 	if err := run(ctx, "mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", out.Name()); err != nil {
 		return err
 	}
-	if err := out.Sync(); err != nil {
-		return full(err)
-	}
-	return full(os.Rename(out.Name(), path))
+	return place(out, path)
 }
 
 // run runs a tool that has nothing to say if all is well.

@@ -14,7 +14,7 @@ import (
 
 // What an image may have: more is taken for an attempt to fill the host.
 const (
-	maxEntries = 4 << 20
+	maxEntries = 1 << 19
 	maxBytes   = 256 << 30
 	maxDepth   = 512
 )
