@@ -33,7 +33,20 @@ command -v gcc >/dev/null && race=-race
 lane "build" make -s build
 lane "format and vet" scripts/lint.sh
 lane "Kubernetes servers" scripts/kube.sh
-lane "tests" go test $race -timeout 40m ./...
+# What needs a cluster, or virtual machines, has a lane of its own: emulated machines leave nothing of two processors to tests
+# that measure time. A test that stands in neither list is in the first lane.
+gateway=./gateway/internal/daemon
+clusters='^(TestAChainInACluster|TestKilledAtEveryClusterCall)$|^TestTheDoorServesAnOpenShellGateway$/^kubernetes$'
+machines='^(TestKilledAtEveryCallOfQEMU|TestLifecycle(Defects|Scenarios)|TestDriverScenarios|TestVMFigures|TestAMachine.*)$|^TestTheDoorServesAnOpenShellGateway$/^vm$'
+tests() { # what go test is told besides
+	go test $race -timeout 40m "$@"
+}
+mapfile -t rest < <(go list ./... | grep -vE '/(drivers/kubernetes|drivers/vm|test)(/|$)')
+lane "tests" tests -skip "$clusters|$machines" "${rest[@]}"
+lane "Kubernetes driver" tests ./drivers/kubernetes/... ./test/...
+lane "Kubernetes, the gateway" tests -run "$clusters" $gateway
+lane "VM driver" tests ./drivers/vm/...
+lane "VM, the gateway" tests -run "$machines" $gateway
 lane "wire" scripts/proto.sh check
 lane "demo" scripts/demo.sh
 lane "authors" scripts/authors.sh
