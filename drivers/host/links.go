@@ -81,6 +81,11 @@ func Dress(name, alias string) error {
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("keep the host off it: %w", err)
 	}
+	// And without this it would take what a member sends to an address of the host's: a link that has none itself takes nothing
+	// then, since the way back leads elsewhere.
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", []byte("1"), 0); err != nil {
+		return fmt.Errorf("keep what is sent off the host: %w", err)
+	}
 	return netlink.LinkSetUp(link)
 }
 

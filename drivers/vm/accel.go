@@ -15,7 +15,16 @@ import (
 )
 
 // trialTime is how long a trial machine has to come up. Where KVM works it takes a fraction of a second.
-const trialTime = 5 * time.Second
+const trialTime = 10 * time.Second
+
+// What bears these marks is a trial: one that a gateway did not live to end is ended when the driver is opened.
+const (
+	trialPrefix    = makingPrefix + "trial-"
+	trialOperation = "trial"
+)
+
+// unusable is why KVM does not work, as QEMU or a machine has shown.
+type unusable struct{ error }
 
 // accelerator says what machines run on. That /dev/kvm can be opened does not say that it works; so the first machine
 // waits for a trial one to come up.
@@ -29,15 +38,18 @@ func (d *Driver) accelerator(ctx context.Context) (string, error) {
 		return d.decided, nil
 	}
 	err := d.tryKVM(ctx)
+	var no unusable
 	switch {
 	case ctx.Err() != nil:
 		return "", context.Cause(ctx)
 	case err == nil:
 		d.decided = AccelKVM
+	case !errors.As(err, &no):
+		return "", host.Classify(err, "try KVM") // that says nothing about KVM
 	case d.cfg.Accel == AccelKVM:
 		return "", fault.New(fault.FailedPrecondition, "KVM does not work on this host: %v", err)
 	default:
-		d.cfg.Logger.Info("KVM does not work on this host; machines are emulated", "reason", err)
+		d.cfg.Logger.Warn("KVM does not work on this host; machines are emulated", "reason", err)
 		d.decided = AccelTCG
 	}
 	return d.decided, nil
@@ -47,14 +59,14 @@ func (d *Driver) accelerator(ctx context.Context) (string, error) {
 func (d *Driver) tryKVM(ctx context.Context) (err error) {
 	kvm, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		return err
+		return unusable{err}
 	}
 	if err := kvm.Close(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, trialTime)
+	ctx, cancel := context.WithTimeout(ctx, d.trialTime)
 	defer cancel()
-	dir, err := os.MkdirTemp(d.sandboxes(), makingPrefix+"trial-")
+	dir, err := os.MkdirTemp(d.sandboxes(), trialPrefix)
 	if err != nil {
 		return err
 	}
@@ -73,7 +85,7 @@ func (d *Driver) tryKVM(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	m := &meta{Identity: sandbox.Identity{ID: filepath.Base(dir)}, Operation: "trial", Run: 1, Root: &image.Root{Path: filepath.Join(dir, "root")}}
+	m := &meta{Identity: sandbox.Identity{ID: filepath.Base(dir)}, Operation: trialOperation, Run: 1, Root: &image.Root{Path: filepath.Join(dir, "root")}}
 	for _, disk := range []string{m.Root.Path, filepath.Join(dir, diskFile)} { // with nothing on them
 		if err := os.WriteFile(disk, make([]byte, 4096), 0o600); err != nil {
 			return err
@@ -86,7 +98,7 @@ func (d *Driver) tryKVM(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, q.process.Finish(context.WithoutCancel(ctx), 0)) }()
 	mon, err := openMonitor(ctx, dir)
 	if err != nil {
-		return q.failed(err)
+		return unusable{q.failed(err)}
 	}
 	defer mon.close()
 	if err := mon.execute(ctx, "cont", nil, nil); err != nil {
@@ -105,9 +117,9 @@ func begins(ctx context.Context, events string, q *qemu) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errors.New("a trial machine did not come up")
+			return unusable{errors.New("a trial machine did not come up")}
 		case <-q.ended:
-			return q.failed(errors.New("a trial machine ended"))
+			return unusable{q.failed(errors.New("a trial machine ended"))}
 		case <-tick.C:
 		}
 	}

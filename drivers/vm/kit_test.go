@@ -142,7 +142,7 @@ func (b *box) left() []string {
 	if err != nil || len(found) > 0 {
 		out = append(out, "a QEMU")
 	}
-	if _, err := netlink.LinkByName(tapName(b.Identity.ID)); err == nil {
+	if _, err := netlink.LinkByName(b.d.tapName(b.Identity.ID)); err == nil {
 		out = append(out, "its TAP")
 	}
 	files, err := filepath.Glob(filepath.Join(b.d.sandboxes(), "*"+b.Identity.ID+"*"))
@@ -192,6 +192,21 @@ func (b *box) logs() string {
 		b.Fatalf("Logs: %v", err)
 	}
 	return out.String()
+}
+
+// says waits until the log has a text in it.
+func (b *box) says(text string) {
+	b.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(5 * time.Minute)
+	for !strings.Contains(b.logs(), text) {
+		select {
+		case <-tick.C:
+		case <-late:
+			b.Fatalf("it has written %q, want %q in it", b.logs(), text)
+		}
+	}
 }
 
 // qemu is the machine's process.

@@ -34,6 +34,9 @@ const (
 	tapFD     = 7
 )
 
+// onError has a guest see what goes wrong with its disks. By itself QEMU holds it for ever when the host's disk is full.
+const onError = "werror=report,rerror=report"
+
 // The accelerators.
 const (
 	AccelAuto = "auto" // KVM where a trial has shown that it works
@@ -93,6 +96,9 @@ func (d *Driver) letGo(ctx context.Context, m *meta, b begun, q *qemu) error {
 		return q.failed(err)
 	}
 	defer mon.close()
+	if err := d.limit(b.PID); err != nil {
+		return err
+	}
 	if err := host.NoteJSON(d.file(m.Identity.ID, machineFile), b); err != nil {
 		return host.Classify(err, "note the machine")
 	}
@@ -101,6 +107,18 @@ func (d *Driver) letGo(ctx context.Context, m *meta, b begun, q *qemu) error {
 	}
 	b.Runs = true
 	return host.Classify(host.NoteJSON(d.file(m.Identity.ID, machineFile), b), "note the machine")
+}
+
+// limit keeps a QEMU from writing more into any file than a disk has, whatever its guest does and nobody watches; and
+// its memory, which holds secrets, out of a core file.
+func (d *Driver) limit(pid int) error {
+	size := uint64(max(d.cfg.DiskBytes, 4*maxLog))
+	for resource, most := range map[int]uint64{unix.RLIMIT_CORE: 0, unix.RLIMIT_FSIZE: size} {
+		if err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: most, Max: most}, nil); err != nil {
+			return fmt.Errorf("limit what QEMU writes: %w", err)
+		}
+	}
+	return nil
 }
 
 func closeAll(files []*os.File) {
@@ -145,8 +163,8 @@ func (d *Driver) initrd(ctx context.Context, modules string, config *guest.Confi
 // arguments returns QEMU's. It works in the sandbox's directory, so that no name in them is long or secret.
 func (d *Driver) arguments(m *meta, w *machine, kernel, accel string, network []string) []string {
 	args := []string{
-		"-name", marks(m.Identity.ID, m.Operation), // for whoever looks at the processes of the host
-		"-machine", w.on.name, "-accel", accel, "-m", fmt.Sprint(w.MemMiB), "-smp", fmt.Sprint(w.VCPUs),
+		"-name", d.marks(m.Identity.ID, m.Operation), // for whoever looks at the processes of the host
+		"-machine", w.on.name + ",dump-guest-core=off", "-accel", accel, "-m", fmt.Sprint(w.MemMiB), "-smp", fmt.Sprint(w.VCPUs),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S",
 		"-kernel", kernel, "-initrd", fmt.Sprintf("/dev/fd/%d", initrdFD), "-append", kernelLine(accel),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", qmpFD), "-mon", "chardev=qmp,mode=control",
@@ -154,8 +172,8 @@ func (d *Driver) arguments(m *meta, w *machine, kernel, accel string, network []
 		"-chardev", "file,id=events,append=on,path=" + eventsFile(m.Run),
 		"-chardev", "file,id=log,append=on,path=" + host.LogFile,
 		"-chardev", fmt.Sprintf("socket,id=control,fd=%d,server=on,wait=off", controlFD),
-		"-drive", "id=root,if=none,format=raw,read-only=on,file.filename=" + option(m.Root.Path),
-		"-drive", "id=disk,if=none,format=raw,file.filename=" + diskFile,
+		"-drive", "id=root,if=none,format=raw,read-only=on," + onError + ",file.filename=" + option(m.Root.Path),
+		"-drive", "id=disk,if=none,format=raw," + onError + ",file.filename=" + diskFile,
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
 	device := func(kind, options string) { args = append(args, "-device", kind+"-"+w.on.bus+options) }
@@ -238,7 +256,7 @@ func (q *qemu) start(ctx context.Context, program string) error {
 		return err
 	}
 	defer func() { _ = control.Close() }()
-	said, err := os.OpenFile(filepath.Join(q.dir, qemuFile), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	said, err := os.OpenFile(filepath.Join(q.dir, qemuFile), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
@@ -265,10 +283,7 @@ func (q *qemu) start(ctx context.Context, program string) error {
 
 // failed says why a QEMU did not come up.
 func (q *qemu) failed(err error) error {
-	raw, _ := os.ReadFile(filepath.Join(q.dir, qemuFile))
-	if len(raw) > 4<<10 {
-		raw = raw[len(raw)-4<<10:]
-	}
+	raw, _ := tail(filepath.Join(q.dir, qemuFile), 4<<10)
 	said := strings.Map(printable, strings.ReplaceAll(strings.TrimSpace(string(raw)), "\n", "; "))
 	code := fault.FailedPrecondition
 	for _, full := range []string{"Cannot allocate memory", "No space left on device", "Resource temporarily unavailable", "Too many open files"} {
@@ -300,8 +315,8 @@ func (d *Driver) end(ctx context.Context, m *meta, grace time.Duration) error {
 			}
 		}
 		d.quit(ctx, m, h)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		if err := errors.Join(h.Signal(unix.SIGKILL), h.Wait(ctx)); err != nil {
+			return err
 		}
 	}
 	return d.endStrays(ctx, m.Identity.ID, m.Operation)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sandgate/sandgate/shared/driver"
 )
@@ -21,7 +22,7 @@ func TestTheGuestIsAsThePlanSays(t *testing.T) {
 		t.Run(network, func(t *testing.T) {
 			k := newKit(t, func(c *Config) { c.Network = network })
 			w := k.workspace("10.203.18.0/24")
-			script := `echo "$SECRET $GIVEN $(cat $SANDGATE_TOKEN_FILE) $(hostname)"; ip -4 -o addr show dev eth0; cat /tmp/order 2>/dev/null; cat /work/order; trap 'exit 7' TERM; while :; do sleep 1; done`
+			script := `trap 'exit 7' TERM; echo "$SECRET $GIVEN $(cat $SANDGATE_TOKEN_FILE) $(hostname)"; ip -4 -o addr show dev eth0; cat /work/order; while :; do sleep 1; done`
 			b := k.plan(w, sh(script), withMain("guest_ip", "10.203.18.7/24", "environment", fields("GIVEN", "by-an-extension")),
 				dropIn("50-b.sh", "#!/bin/sh\necho b >>/work/order\n"), dropIn("10-a.sh", "#!/bin/sh\nmkdir -p /work; echo a >/work/order\n")).create()
 			st := b.until(driver.Ready)
@@ -32,6 +33,7 @@ func TestTheGuestIsAsThePlanSays(t *testing.T) {
 			if err := k.d.Create(t.Context(), other.CreateRequest); err == nil || !strings.Contains(err.Error(), "another sandbox's") {
 				t.Errorf("a second one with the address: %v", err)
 			}
+			b.says("a\nb\n")
 			if err := k.d.Stop(t.Context(), b.Identity); err != nil {
 				t.Fatal(err)
 			}
@@ -107,19 +109,22 @@ func TestHowAMachineEnds(t *testing.T) {
 // A machine that writes without end has its share of the disk, and who comes late still reads its last words.
 func TestALogIsBounded(t *testing.T) {
 	k := newKit(t)
-	b := k.plan(nil, sh(`i=0; while [ $i -lt 30 ]; do head -c 1000000 /dev/zero | tr '\0' x; echo; i=$((i+1)); done; echo the end`)).create()
+	b := k.plan(nil, sh(`i=0; while [ $i -lt 60 ]; do head -c 1000000 /dev/zero | tr '\0' x; echo; i=$((i+1)); done; echo the end`)).create()
 	b.until(driver.Exited)
-	if got := b.logs(); len(got) > 4*maxLog || !strings.HasSuffix(got, "the end\n") {
+	if got := b.logs(); !strings.HasSuffix(got, "the end\n") {
 		t.Errorf("the log has %d bytes and ends with %q", len(got), got[max(0, len(got)-20):])
 	}
-	if _, err := os.Stat(b.d.file(b.Identity.ID, "log.1")); err != nil {
-		t.Errorf("it was never begun anew: %v", err)
+	for _, name := range []string{"log", "log.1"} { // it has grown on while it was begun anew
+		if info, err := os.Stat(b.d.file(b.Identity.ID, name)); err != nil || info.Size() > 2*maxLog {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
 	}
 }
 
 // Where KVM cannot run a machine, one is emulated, and a configuration that insists says why it cannot be.
 func TestKVMIsTriedBeforeItIsUsed(t *testing.T) {
 	k := newKit(t, func(c *Config) { c.Accel = AccelAuto })
+	k.d.trialTime = 3 * time.Second // this host may have a KVM in which nothing happens
 	accel, err := k.d.accelerator(t.Context())
 	if err != nil {
 		t.Fatal(err)

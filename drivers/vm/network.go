@@ -32,9 +32,20 @@ const (
 
 func bridgeName(workspaceID string) string { return host.LinkName("sgb", workspaceID) }
 
-func tapName(sandboxID string) string { return host.LinkName("sgt", sandboxID) }
+// Ids are a driver's own, and a host may have several: its instance is a part of the name of what it makes.
 
-func marks(id, operation string) string { return "sandgate " + id + " " + operation }
+func (d *Driver) tapName(sandboxID string) string {
+	return host.LinkName("sgt", d.instance+" "+sandboxID)
+}
+
+func (d *Driver) marks(id, operation string) string {
+	return "sandgate " + id + " " + operation + " " + d.instance
+}
+
+// ours reports whether marks are those of a sandbox, of whatever operation.
+func (d *Driver) ours(marks, id string) bool {
+	return strings.HasPrefix(marks, "sandgate "+id+" ") && strings.HasSuffix(marks, " "+d.instance)
+}
 
 func workspaceMarks(w sandbox.Workspace) string {
 	return "sandgate workspace " + w.ID + " of " + w.Driver
@@ -65,9 +76,7 @@ func (d *Driver) EnsureWorkspace(_ context.Context, r *driver.WorkspaceRequest) 
 
 // DeleteWorkspace implements driver.Driver.
 func (d *Driver) DeleteWorkspace(_ context.Context, w sandbox.Workspace) error {
-	if d.cfg.Network != NetworkTAP {
-		return nil
-	}
+	// Also where none would be made now: the configuration may have been another one.
 	return host.RemoveMarked(bridgeName(w.ID), workspaceMarks(w))
 }
 
@@ -84,7 +93,7 @@ func (d *Driver) chooseNetwork(id sandbox.Identity, m *machine, ws *plan.Plan) e
 			return fault.New(fault.FailedPrecondition, "LaunchPlan/main tap_device: %s", d.missing[featureTAP])
 		}
 	}
-	m.mac = host.Hardware(marks(id.ID, ""))
+	m.mac = host.Hardware(d.marks(id.ID, ""))
 	if m.GuestMAC != "" {
 		mac, err := net.ParseMAC(m.GuestMAC)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
@@ -159,7 +168,7 @@ func (d *Driver) interfaceOf(m *meta, w *machine) (options []string, to *guest.N
 		options, to, err = d.userNetwork(w)
 		return options, to, nil, err
 	default:
-		if tap, err = openTAP(m); err != nil {
+		if tap, err = d.openTAP(m); err != nil {
 			return nil, nil, nil, err
 		}
 		options = []string{"tap", "id=net", fmt.Sprintf("fd=%d", tapFD), "vhost=off"}
@@ -202,14 +211,14 @@ func (d *Driver) userNetwork(w *machine) ([]string, *guest.Network, error) {
 
 // openTAP makes the machine's end of the workspace's network: a TAP that bears the marks, on the bridge. It is there for
 // as long as somebody has it open, and so goes with QEMU, however that ends.
-func openTAP(m *meta) (*os.File, error) {
-	name, alias := tapName(m.Identity.ID), marks(m.Identity.ID, m.Operation)
+func (d *Driver) openTAP(m *meta) (*os.File, error) {
+	name, alias := d.tapName(m.Identity.ID), d.marks(m.Identity.ID, m.Operation)
 	w := sandbox.Workspace{ID: m.Identity.WorkspaceID, Driver: m.Identity.Driver}
 	// A bridge does not outlive the host's restart, and a workspace is not ensured again before a run is restored.
 	if err := host.MakeBridge(bridgeName(w.ID), workspaceMarks(w)); err != nil {
 		return nil, err
 	}
-	if err := linkInTheWay(m.Identity.ID); err != nil {
+	if err := d.linkInTheWay(m.Identity.ID); err != nil {
 		return nil, err
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -244,9 +253,9 @@ func join(name, alias, bridge string) error {
 }
 
 // linkInTheWay returns an error when the name of a sandbox's TAP is taken. Of the sandbox's own nothing runs.
-func linkInTheWay(id string) error {
-	link, err := netlink.LinkByName(tapName(id))
-	if err != nil || strings.HasPrefix(link.Attrs().Alias, marks(id, "")) {
+func (d *Driver) linkInTheWay(id string) error {
+	link, err := netlink.LinkByName(d.tapName(id))
+	if err != nil || d.ours(link.Attrs().Alias, id) {
 		return nil // whoever makes it looks again
 	}
 	return fault.New(fault.Conflict, "there is a link %s that is not this sandbox's: its alias is %q", link.Attrs().Name, link.Attrs().Alias)

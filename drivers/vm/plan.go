@@ -140,12 +140,12 @@ func networkOf(ws *plan.Plan) (network, error) {
 }
 
 // describe says what the driver offers on this host.
-func (d *Driver) describe(instance string) *driver.Description {
+func (d *Driver) describe() *driver.Description {
 	prepare := []phase.Phase{phase.PreparePlan}
 	late := []phase.Phase{phase.PreparePlan, phase.BeforeCreate, phase.BeforeStart}
 	reserve := []phase.Phase{phase.BeforeCreate, phase.BeforeStart}
 	ensure := []phase.Phase{phase.EnsureWorkspace}
-	about := &driver.Description{Type: "vm", Version: "1", Instance: instance, Missing: d.missing, DefaultImage: d.cfg.DefaultImage,
+	about := &driver.Description{Type: "vm", Version: "1", Instance: d.instance, Missing: d.missing, DefaultImage: d.cfg.DefaultImage,
 		Kinds: []plan.Kind{
 			{Name: kindLaunch, Scope: plan.ScopeSandbox, Schema: launchSchema, Sensitive: []string{"environment"}},
 			{Name: kindDropin, Scope: plan.ScopeSandbox, Schema: dropinSchema, Sensitive: []string{"contents"}},

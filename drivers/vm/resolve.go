@@ -79,7 +79,7 @@ func (d *Driver) judge(id sandbox.Identity, p, ws *plan.Plan, requires []string)
 		}
 	}
 	for _, step := range []func() error{m.size, func() error { return d.chooseRoot(m) }, func() error { return d.chooseKernel(m) },
-		func() error { return d.chooseDevices(m) }, func() error { return m.chooseBackend(d.missing, requires) }, func() error { return d.chooseNetwork(id, m, ws) }} {
+		func() error { return d.chooseDevices(m) }, m.checkGuest, func() error { return m.chooseBackend(d.missing, requires) }, func() error { return d.chooseNetwork(id, m, ws) }} {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -104,6 +104,18 @@ func (m *machine) addDropin(o plan.Object) error {
 	}
 	m.dropins = append(m.dropins, guest.DropIn{Name: o.Name, Contents: []byte(v.Contents)})
 	slices.SortFunc(m.dropins, func(a, b guest.DropIn) int { return strings.Compare(a.Name, b.Name) })
+	return nil
+}
+
+// checkGuest judges what the guest is told. A command may come with the image, which is not looked at yet.
+func (m *machine) checkGuest() error {
+	c := guest.Config{Hostname: m.Hostname, Command: m.Command, Environment: m.Environment, Directory: m.Directory, User: m.User, DropIns: m.dropins}
+	if len(c.Command) == 0 {
+		c.Command = []string{"the image's"}
+	}
+	if err := c.Check(); err != nil {
+		return fault.New(fault.Invalid, "LaunchPlan/main %v", err)
+	}
 	return nil
 }
 
@@ -287,7 +299,7 @@ func (d *Driver) Resolve(_ context.Context, r *driver.ResolveRequest) error {
 		return fault.New(fault.Conflict, "%s is in the way: it bears no marks of this sandbox", d.dir(r.Identity.ID))
 	}
 	if m.address.IsValid() && d.cfg.Network == NetworkTAP {
-		return linkInTheWay(r.Identity.ID)
+		return d.linkInTheWay(r.Identity.ID)
 	}
 	return nil
 }

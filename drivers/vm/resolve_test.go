@@ -150,8 +150,8 @@ func TestDevicesOnTheCommandLine(t *testing.T) {
 	if diff := cmp.Diff(want, devices); diff != "" {
 		t.Errorf("devices (-want +got):\n%s", diff)
 	}
-	for _, pair := range [][2]string{{"-machine", "q35"}, {"-accel", "kvm"}, {"-smp", "2"}, {"-name", "sandgate " + p.Identity.ID + " op"},
-		{"-drive", "id=root,if=none,format=raw,read-only=on,file.filename=/images/root,,1"}} {
+	for _, pair := range [][2]string{{"-machine", "q35,dump-guest-core=off"}, {"-accel", "kvm"}, {"-smp", "2"}, {"-name", "sandgate " + p.Identity.ID + " op " + k.d.instance},
+		{"-drive", "id=root,if=none,format=raw,read-only=on," + onError + ",file.filename=/images/root,,1"}} {
 		at := slices.Index(args, pair[0])
 		for at >= 0 && args[at+1] != pair[1] {
 			next := slices.Index(args[at+1:], pair[0])

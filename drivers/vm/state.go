@@ -176,7 +176,7 @@ func (d *Driver) status(m *meta) (*driver.Status, error) {
 	}
 	b, begun := d.begunOf(m)
 	if !alive {
-		return st, d.ended(m, st, begun)
+		return st, d.ended(m, st, begun && b.Runs)
 	}
 	if !begun {
 		return st, nil
@@ -250,7 +250,7 @@ func (d *Driver) ended(m *meta, st *driver.Status, begun bool) error {
 	case !noted && boot != m.BootID && d.report(m).exit == nil:
 		st.State, st.Reason, st.Message = driver.Lost, "HostRestarted", "the host was restarted"
 		return nil
-	case !noted && !begun:
+	case !noted && !begun && d.report(m) == report{}:
 		return nil // the start was cut short
 	case !noted:
 		if end, err = d.settle(m); err != nil {
@@ -307,16 +307,7 @@ var panicLine = regexp.MustCompile(`(?m)Kernel panic - not syncing: [^\r\n]*`)
 
 // panicked returns what a kernel said that gave up, if the console's end shows it. It is the guest's word, and shown only.
 func (d *Driver) panicked(m *meta) string {
-	const tail = 16 << 10
-	f, err := os.Open(d.file(m.Identity.ID, consoleFile))
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = f.Close() }()
-	if size, err := f.Seek(0, io.SeekEnd); err == nil {
-		_, _ = f.Seek(max(0, size-tail), io.SeekStart)
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, tail))
+	raw, err := tail(d.file(m.Identity.ID, consoleFile), 16<<10)
 	if err != nil {
 		return ""
 	}
@@ -325,6 +316,19 @@ func (d *Driver) panicked(m *meta) string {
 		return ""
 	}
 	return strings.Map(printable, string(found[len(found)-1]))
+}
+
+// tail reads the end of a file.
+func tail(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	if size, err := f.Seek(0, io.SeekEnd); err == nil {
+		_, _ = f.Seek(max(0, size-most), io.SeekStart)
+	}
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 func printable(r rune) rune {
@@ -341,7 +345,7 @@ func (d *Driver) processes(id, operation string) ([]host.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	want := marks(id, operation)
+	want := d.marks(id, operation)
 	var out []host.Process
 	for _, path := range lines {
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
@@ -358,7 +362,7 @@ func (d *Driver) processes(id, operation string) ([]host.Process, error) {
 		if i < 0 || i+1 == len(args) {
 			continue
 		}
-		if name := string(args[i+1]); name == want || operation == "" && strings.HasPrefix(name, want) {
+		if name := string(args[i+1]); name == want || operation == "" && d.ours(name, id) {
 			out = append(out, p)
 		}
 	}
@@ -388,6 +392,9 @@ func (d *Driver) sweep() error {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), trialPrefix) {
+			err = errors.Join(err, d.endStrays(context.Background(), e.Name(), trialOperation))
+		}
 		if strings.HasPrefix(e.Name(), makingPrefix) || strings.HasPrefix(e.Name(), gonePrefix) {
 			err = errors.Join(err, host.RemoveTree(d.dir(e.Name())))
 		}

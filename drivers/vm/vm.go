@@ -63,18 +63,20 @@ type Config struct {
 
 // Driver implements driver.Driver.
 type Driver struct {
-	cfg     Config
-	about   *driver.Description
-	missing map[string]string // feature to why the host does not give it
-	hide    []string
-	store   *image.Store
-	ones    driver.Keyed // one mutating call for a sandbox at a time
+	cfg      Config
+	about    *driver.Description
+	missing  map[string]string // feature to why the host does not give it
+	hide     []string
+	instance string
+	store    *image.Store
+	ones     driver.Keyed // one mutating call for a sandbox at a time
 
 	mu       sync.Mutex
 	starting map[string]*meta // sandboxes that are being started
 
-	trial   sync.Mutex // held while KVM is tried
-	decided string     // accelerator, once one was tried
+	trial     sync.Mutex // held while KVM is tried
+	trialTime time.Duration
+	decided   string // accelerator, once one was tried
 }
 
 var _ interface {
@@ -106,13 +108,12 @@ func Open(cfg Config) (*Driver, error) {
 			return nil, fault.New(fault.FailedPrecondition, "open the vm driver: %s is not there: %w", what, err)
 		}
 	}
-	d := &Driver{cfg: cfg, missing: map[string]string{}, starting: map[string]*meta{}}
+	d := &Driver{cfg: cfg, missing: map[string]string{}, starting: map[string]*meta{}, trialTime: trialTime}
 	// Closed to everybody else: a machine's disk and what it writes are its own.
 	if err := errors.Join(os.MkdirAll(d.sandboxes(), 0o700), os.Chmod(d.sandboxes(), 0o700)); err != nil {
 		return nil, fmt.Errorf("open the vm driver: %w", err)
 	}
-	instance, err := host.Instance(cfg.Dir)
-	if err != nil {
+	if d.instance, err = host.Instance(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("open the vm driver: %w", err)
 	}
 	if err := d.sweep(); err != nil {
@@ -129,7 +130,7 @@ func Open(cfg Config) (*Driver, error) {
 		d.hide = append(d.hide, real)
 	}
 	d.probe()
-	d.about = d.describe(instance)
+	d.about = d.describe()
 	return d, nil
 }
 
@@ -286,7 +287,7 @@ func (d *Driver) begin(ctx context.Context, m *meta, r *driver.StartRequest) err
 	if w.address.IsValid() {
 		m.Address = w.address.String()
 		if d.cfg.Network == NetworkTAP && w.TAP == "" {
-			m.TAP = tapName(m.Identity.ID)
+			m.TAP = d.tapName(m.Identity.ID)
 		}
 	}
 	done, err := d.reserve(m)

@@ -122,29 +122,61 @@ func (w *watcher) look(id string) error {
 
 // await sees to it that the sandbox is looked at again when its guest reports something, writes much, or QEMU ends.
 func (w *watcher) await(m *meta) error {
+	id := m.Identity.ID
 	b, ok := w.d.begunOf(m)
-	if !ok || w.awaited[m.Identity.ID] == b.Process {
+	if !ok {
 		return nil
 	}
 	h, err := w.d.hold(m)
 	if h == nil || err != nil {
 		return err
 	}
-	for _, file := range []string{eventsFile(m.Run), host.LogFile, consoleFile} {
-		if err := w.add(place{m.Identity.ID, file}, unix.IN_MODIFY); err != nil {
+	for _, file := range []string{eventsFile(m.Run), host.LogFile, consoleFile} { // again each time: a log may be another file by now
+		if err := w.add(place{id, file}, unix.IN_MODIFY); err != nil {
 			return errors.Join(err, h.Close())
 		}
 	}
-	w.awaited[m.Identity.ID] = b.Process
+	if w.awaited[id] == b.Process {
+		return h.Close()
+	}
+	w.awaited[id] = b.Process
+	w.bound(id, host.LogFile) // while nobody watched
+	w.bound(id, consoleFile)
 	go func() {
 		defer func() { _ = h.Close() }()
 		if h.Wait(w.ctx) == nil {
-			if f, err := os.OpenFile(w.d.file(m.Identity.ID, metaFile), os.O_WRONLY, 0); err == nil { // closing it is an event
-				_ = f.Close()
-			}
+			w.d.touch(id)
 		}
 	}()
 	return nil
+}
+
+// touch has whoever watches look at a sandbox again.
+func (d *Driver) touch(id string) {
+	if f, err := os.OpenFile(d.file(id, metaFile), os.O_WRONLY, 0); err == nil { // closing it is an event
+		_ = f.Close()
+	}
+}
+
+// bound sees to it that a file into which a guest writes does not grow without end. That may take a while, and the other
+// sandboxes do not wait for it.
+func (w *watcher) bound(id, name string) {
+	info, err := os.Stat(w.d.file(id, name))
+	lost := errors.Is(err, os.ErrNotExist) // a gateway was killed while it began the log anew
+	if log := name == host.LogFile || name == consoleFile; log && !lost && (err != nil || info.Size() < maxLog) || !log && (err != nil || info.Size() <= maxEvents) {
+		return
+	}
+	go func() {
+		unlock, ok := w.d.ones.Try(id)
+		if !ok {
+			return // there is a next time
+		}
+		defer unlock()
+		if err := w.d.turn(w.ctx, id, name, lost); err != nil && w.ctx.Err() == nil {
+			w.d.cfg.Logger.Warn("what a guest writes could not be bounded", "sandbox", id, "file", name, "error", err)
+		}
+		w.d.touch(id)
+	}()
 }
 
 func (w *watcher) follow(in *os.File) error {
@@ -180,38 +212,42 @@ func (w *watcher) event(wd int32, mask uint32, name string) error {
 	switch {
 	case !ok:
 		return w.look(name)
-	case p.file == host.LogFile || p.file == consoleFile:
-		if mask&unix.IN_MODIFY != 0 {
-			w.d.turn(w.ctx, p.id, p.file)
-		}
+	case p.file == "":
+	case mask&unix.IN_MODIFY == 0:
 		return nil
+	default:
+		w.bound(p.id, p.file)
+		if p.file == host.LogFile || p.file == consoleFile {
+			return nil
+		}
 	}
 	return w.look(p.id)
 }
 
-// turn begins a log anew that has grown long: QEMU is told to go on in a new file. A guest that writes without end has
-// its share of the disk and no more, for as long as somebody watches.
-func (d *Driver) turn(ctx context.Context, id, name string) {
-	if info, err := os.Stat(d.file(id, name)); err != nil || info.Size() < maxLog {
-		return
-	}
-	unlock, ok := d.ones.Try(id)
-	if !ok {
-		return // there is a next time
-	}
-	defer unlock()
+// turn has QEMU go on in a new file, where a log has grown long; a report that is longer than one can be goes nowhere.
+func (d *Driver) turn(ctx context.Context, id, name string, lost bool) error {
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	mon, err := openMonitor(limited, d.dir(id))
 	if err != nil {
-		return
+		return err
 	}
 	defer mon.close()
-	if err := os.Rename(d.file(id, name), d.file(id, name+".1")); err != nil {
-		return
+	change := func(device string, backend map[string]any) error {
+		return mon.execute(limited, "chardev-change", map[string]any{"id": device, "backend": backend}, nil)
 	}
-	to := map[string]any{"id": name, "backend": map[string]any{"type": "file", "data": map[string]any{"out": name, "append": true}}}
-	if err := mon.execute(limited, "chardev-change", to, nil); err != nil {
-		d.cfg.Logger.Warn("a log could not be begun anew", "sandbox", id, "log", name, "error", err)
+	if name != host.LogFile && name != consoleFile {
+		return errors.Join(change("events", map[string]any{"type": "null", "data": map[string]any{}}), os.Truncate(d.file(id, name), maxEvents))
 	}
+	old := d.file(id, name+".1")
+	if !lost {
+		if err := os.Rename(d.file(id, name), old); err != nil {
+			return err
+		}
+	}
+	err = change(name, map[string]any{"type": "file", "data": map[string]any{"out": name, "append": true}})
+	if err != nil {
+		return errors.Join(err, os.Rename(old, d.file(id, name))) // QEMU goes on there
+	}
+	return nil
 }

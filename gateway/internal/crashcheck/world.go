@@ -180,7 +180,7 @@ func (s site) judgeLinks(l *ledger, r *report) {
 				r.add("a bridge of a workspace that there is not: %s %s", x.Name, x.Alias)
 			}
 			bridges[words[2]] = x.Name
-		case len(words) == 3 && strings.HasPrefix(words[1], s.driver+"-"):
+		case (len(words) == 3 || len(words) == 4) && strings.HasPrefix(words[1], s.driver+"-"): // the fourth is the instance of the vm driver
 			sb := l.sandboxes[words[1]]
 			if !sb.runs() || sb.Operation != words[2] {
 				r.add("a link of a sandbox that does not run: %s %s", x.Name, x.Alias)
@@ -213,7 +213,7 @@ func (s site) judgeLinks(l *ledger, r *report) {
 func (s site) unmarked(l *ledger, name string) bool {
 	for id := range l.known {
 		sum := sha256.Sum256([]byte(id))
-		if end := hex.EncodeToString(sum[:])[:11]; name == "sgv"+end || name == "sgt"+end {
+		if name == "sgv"+hex.EncodeToString(sum[:])[:11] {
 			return true
 		}
 	}
