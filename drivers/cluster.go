@@ -35,6 +35,8 @@ func kubernetesSchema() extension.ConfigSchema {
 		text("default_image", "", "of a sandbox that names none"),
 		one(text("image_pull_policy", "", "when the kubelet fetches an image; absent: the cluster's default"), "", "Always", "IfNotPresent", "Never"),
 		{Name: "image_pull_secrets", Type: "list(string)", Description: "Secrets with the credentials of registries, in the sandboxes' namespace"},
+		{Name: "secrets", Type: "list(string)", Description: "Secrets of the sandboxes' namespace that plans may name, besides those"},
+		text("controller", kubernetes.Controller, "who makes the pods of Sandboxes, in whose name they are judged before, where the driver may impersonate it"),
 		text("service_account_name", "default", "of the pods"),
 		text("default_runtime_class_name", "", "of pods that ask for none"),
 		text("workspace_default_storage_size", "", "of a volume for each sandbox's work, for example \"2Gi\"; absent: none"),
@@ -59,6 +61,8 @@ func openKubernetes(c Config) (driver.Driver, error) {
 		DefaultImage           string   `json:"default_image"`
 		ImagePullPolicy        string   `json:"image_pull_policy"`
 		ImagePullSecrets       []string `json:"image_pull_secrets"`
+		Secrets                []string `json:"secrets"`
+		Controller             string   `json:"controller"`
 		ServiceAccountName     string   `json:"service_account_name"`
 		RuntimeClass           string   `json:"default_runtime_class_name"`
 		StorageSize            string   `json:"workspace_default_storage_size"`
@@ -80,7 +84,7 @@ func openKubernetes(c Config) (driver.Driver, error) {
 	return kubernetes.Open(kubernetes.Config{Dir: c.Dir, Logger: c.Logger, Version: c.Version, Kubeconfig: s.Kubeconfig, Context: s.Context,
 		Impersonate: s.Impersonate, GatewayID: s.GatewayID, Mode: s.WorkspaceMode, Namespace: s.Namespace, API: s.API,
 		OperatorLabel: s.OperatorNamespaceLabel, PlacementLabel: s.PlacementLabel, DefaultImage: s.DefaultImage,
-		ImagePullPolicy: s.ImagePullPolicy, ImagePullSecrets: s.ImagePullSecrets, ServiceAccount: s.ServiceAccountName,
+		ImagePullPolicy: s.ImagePullPolicy, ImagePullSecrets: s.ImagePullSecrets, Secrets: s.Secrets, Controller: s.Controller, ServiceAccount: s.ServiceAccountName,
 		RuntimeClass: s.RuntimeClass, StorageSize: s.StorageSize, StorageClass: s.StorageClass, NoDryRun: !s.DryRun,
 		StopTimeout: stop, Patience: patience})
 }

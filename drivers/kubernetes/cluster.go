@@ -103,7 +103,7 @@ func (c *cluster) probe(ctx context.Context, cfg Config) error {
 	if err := c.rights(ctx, cfg); err != nil {
 		return err
 	}
-	if err := c.identify(ctx, cfg); err != nil {
+	if c.instance, err = c.identify(ctx, cfg); err != nil {
 		return err
 	}
 	return c.findMaker(ctx, cfg)
@@ -111,20 +111,28 @@ func (c *cluster) probe(ctx context.Context, cfg Config) error {
 
 // identify names the cluster and what of it the driver looks at: under another name, that a sandbox is not found proves
 // nothing. A namespace keeps its uid as long as it lives, and kube-system is in every cluster.
-func (c *cluster) identify(ctx context.Context, cfg Config) error {
+func (c *cluster) identify(ctx context.Context, cfg Config) (string, error) {
 	ns, err := c.typed.CoreV1().Namespaces().Get(ctx, "kube-system", metav1.GetOptions{})
 	if apierrors.IsForbidden(err) && cfg.Mode == Shared {
 		ns, err = c.typed.CoreV1().Namespaces().Get(ctx, cfg.Namespace, metav1.GetOptions{})
 	}
 	if err != nil {
-		return failed("get", "namespace kube-system, by which the cluster is known", err)
+		return "", failed("get", "namespace kube-system, by which the cluster is known", err)
 	}
 	where := cfg.Namespace
 	if c.wide {
 		where = "*"
 	}
-	c.instance = strings.Join([]string{string(ns.UID), cfg.GatewayID, cfg.Mode, where}, "/")
-	return nil
+	return strings.Join([]string{string(ns.UID), cfg.GatewayID, cfg.Mode, where}, "/"), nil
+}
+
+// same checks that the cluster behind the address is still the one that was there when the driver was opened.
+func (c *cluster) same(ctx context.Context, cfg Config) error {
+	now, err := c.identify(ctx, cfg)
+	if err == nil && now != c.instance {
+		return fault.New(fault.Unavailable, "kubernetes: behind the address is another cluster, %s: it was %s", now, c.instance)
+	}
+	return err
 }
 
 // rights asks what the cluster serves, and what of it the account may use: in all namespaces, or else in the one of the

@@ -19,7 +19,7 @@ func factory(c *kubetest.Cluster, mode string) drivertest.Factory {
 		Place: func(tb testing.TB) func() (driver.Driver, error) {
 			ns := c.Namespace(tb, nil)
 			return func() (driver.Driver, error) {
-				return Open(Config{Kubeconfig: c.Admin, Mode: mode, Namespace: ns, GatewayID: ns})
+				return Open(Config{Kubeconfig: c.Admin, Mode: mode, Namespace: ns, GatewayID: ns, StorageSize: "1Gi"})
 			}
 		},
 		Commands: drivertest.Commands{Sleep: []string{"/bin/sleep", "infinity"}},
@@ -42,6 +42,7 @@ func factory(c *kubetest.Cluster, mode string) drivertest.Factory {
 func TestConformance(t *testing.T) {
 	for _, k := range []kubetest.Kind{kubetest.Beta, kubetest.Alpha, kubetest.Plain} {
 		t.Run(string(k), func(t *testing.T) {
+			t.Parallel()
 			c := kubetest.Use(t, k)
 			drivertest.Lifecycle(t, factory(c, Shared))
 		})

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/sandgate/sandgate/shared/driver"
-	"github.com/sandgate/sandgate/shared/fault"
 )
 
 // The workspace modes.
@@ -31,6 +30,12 @@ const (
 	APIV1Alpha1 = "v1alpha1"
 	APIPod      = "pod" // plain Pods
 )
+
+// Controller is who makes the pods of Sandboxes, as agent-sandbox is installed.
+const Controller = "system:serviceaccount:agent-sandbox-system:agent-sandbox-controller"
+
+// gracePeriod is how long a pod has to end that does not say.
+const gracePeriod = 30 * time.Second
 
 // Config is what the driver needs. The zero value of a field stands for its default.
 type Config struct {
@@ -77,9 +82,9 @@ func (c Config) withDefaults() Config {
 	set(&c.Mode, Shared)
 	set(&c.API, APIAuto)
 	set(&c.ServiceAccount, "default")
-	set(&c.Controller, "system:serviceaccount:agent-sandbox-system:agent-sandbox-controller")
+	set(&c.Controller, Controller)
 	if c.StopTimeout == 0 {
-		c.StopTimeout = 30 * time.Second
+		c.StopTimeout = gracePeriod
 	}
 	if c.Patience == 0 {
 		c.Patience = 30 * time.Second
@@ -133,5 +138,3 @@ func (d *Driver) Describe(context.Context) (*driver.Description, error) { return
 
 // pods reports whether sandboxes are plain Pods.
 func (d *Driver) pods() bool { return d.cluster.api == APIPod }
-
-var errNotYet = fault.New(fault.Unimplemented, "kubernetes: not yet")

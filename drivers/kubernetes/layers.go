@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
@@ -290,6 +291,9 @@ func (d *Driver) defaults(r *driver.Request, s *settings) []plan.Object {
 	spec := map[string]any{"restartPolicy": "Never", "automountServiceAccountToken": false, "serviceAccountName": d.cfg.ServiceAccount,
 		"securityContext": map[string]any{"runAsNonRoot": true, "runAsUser": int64(sandboxUID), "runAsGroup": int64(sandboxUID), "fsGroup": int64(sandboxUID),
 			"seccompProfile": map[string]any{"type": "RuntimeDefault"}}}
+	if d.cfg.StopTimeout != gracePeriod {
+		spec["terminationGracePeriodSeconds"] = int64((d.cfg.StopTimeout + time.Second - 1) / time.Second)
+	}
 	if d.cfg.RuntimeClass != "" {
 		spec["runtimeClassName"] = d.cfg.RuntimeClass
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -148,6 +149,9 @@ func (m *making) clear() error {
 	if m.d.pods() {
 		all = append(slices.Clone(all), m.box)
 	}
+	for _, name := range m.claims() {
+		all = append(slices.Clone(all), object{GVK: claimResource.gvk, Namespace: m.namespace, Name: name, Kind: claimResource.gvk.Kind, PlanName: name})
+	}
 	for _, o := range all {
 		r, _ := m.d.cluster.resourceOf(o.GVK.Kind)
 		have, err := m.d.cluster.get(m, r, o.Namespace, o.Name)
@@ -232,6 +236,7 @@ func (m *making) applyBox(own ownerFields) error {
 			m.d.cluster.setMode(o, false)
 		}
 	}
+	m.markClaims(o)
 	got, err := m.d.applyFirst(m.work, m.at, o, manager(own.Owner), m.uid())
 	if err != nil {
 		return err
@@ -239,6 +244,39 @@ func (m *making) applyBox(own ownerFields) error {
 	m.anchor = got
 	m.applied[manager(own.Owner)] = fieldsOf(got, manager(own.Owner))
 	return nil
+}
+
+// markClaims puts the marks on the claims that the controller makes from templates: Delete has to find them.
+func (m *making) markClaims(o *unstructured.Unstructured) {
+	claims, there, _ := unstructured.NestedSlice(o.Object, "spec", "volumeClaimTemplates")
+	if !there {
+		return
+	}
+	for i := range claims {
+		c := &unstructured.Unstructured{Object: map[string]any{}}
+		c.Object, _ = claims[i].(map[string]any) // its schema says so
+		labels, annotations := m.d.marks(m.r.Identity, m.r.Operation)
+		maps.Copy(labels, c.GetLabels())
+		maps.Copy(annotations, c.GetAnnotations())
+		c.SetLabels(labels)
+		c.SetAnnotations(annotations)
+	}
+	_ = unstructured.SetNestedSlice(o.Object, claims, "spec", "volumeClaimTemplates") // spec is a map: it was read from there
+}
+
+// claims are the names of those claims.
+func (m *making) claims() []string {
+	if m.d.pods() {
+		return nil
+	}
+	var out []string
+	templates, _, _ := unstructured.NestedSlice(m.box.Whole.Object, "spec", "volumeClaimTemplates")
+	for _, t := range templates {
+		one, _ := t.(map[string]any)
+		name, _, _ := unstructured.NestedString(one, "metadata", "name")
+		out = append(out, name+"-"+m.box.Name)
+	}
+	return out
 }
 
 // drop takes away what an extension has set for an earlier run and no longer sets.
@@ -421,7 +459,7 @@ func (m *making) prune() error {
 		return err
 	}
 	for _, l := range left {
-		if l.resource == podResource || slices.ContainsFunc(m.sides, func(o object) bool { return o.GVK.Kind == l.resource.gvk.Kind && o.Name == l.object.GetName() }) {
+		if metav1.GetControllerOf(l.object) != nil || l.resource == podResource || slices.ContainsFunc(m.sides, func(o object) bool { return o.GVK.Kind == l.resource.gvk.Kind && o.Name == l.object.GetName() }) {
 			continue
 		}
 		if err := m.d.cluster.remove(m.work, l.resource, l.object); err != nil {

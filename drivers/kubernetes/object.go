@@ -56,6 +56,8 @@ func newResource(group, version, kind, plural string, namespaced bool) resource 
 		gvr: schema.GroupVersionResource{Group: group, Version: version, Resource: plural}, namespaced: namespaced}
 }
 
+var claimResource = newResource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", true)
+
 // resources are those that the driver writes beside the one that is the sandbox, in the order in which they are made.
 var resources = []resource{
 	newResource("", "v1", "Namespace", "namespaces", false),
@@ -64,7 +66,7 @@ var resources = []resource{
 	newResource("", "v1", "ServiceAccount", "serviceaccounts", true),
 	newResource("", "v1", "Secret", "secrets", true),
 	newResource("", "v1", "ConfigMap", "configmaps", true),
-	newResource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims", true),
+	claimResource,
 	newResource("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", true),
 	newResource("resource.k8s.io", "v1", "ResourceClaimTemplate", "resourceclaimtemplates", true),
 	newResource("resource.k8s.io", "v1", "ResourceClaim", "resourceclaims", true),

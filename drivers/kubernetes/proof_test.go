@@ -60,7 +60,9 @@ func TestWhatHasEndedIsNotRunAgain(t *testing.T) {
 			c.Kubectl(t, "annotate", "namespace", p.cfg.Namespace, "stand-in/exit=7")
 			r := p.box(t, "box")
 			p.create(t, r)
-			ended := func(st *driver.Status) bool { return st.State == driver.Exited && st.ExitCode != nil && *st.ExitCode == 7 }
+			ended := func(st *driver.Status) bool {
+				return st.State == driver.Exited && st.ExitCode != nil && *st.ExitCode == 7
+			}
 			p.await(t, r.Identity, "ended with 7", ended)
 			if err := p.Stop(t.Context(), r.Identity); err != nil {
 				t.Fatal(err)

@@ -137,6 +137,9 @@ func (d *Driver) Get(ctx context.Context, id sandbox.Identity) (*driver.Status, 
 			}
 		}
 	}
+	if err := d.cluster.same(ctx, d.cfg); err != nil {
+		return nil, err
+	}
 	return nil, fault.New(fault.NotFound, "there is no sandbox %q", id.ID)
 }
 

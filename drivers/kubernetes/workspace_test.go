@@ -26,7 +26,7 @@ type tenancy struct {
 func newTenancy(t *testing.T, mode string) *tenancy {
 	t.Helper()
 	c := kubetest.Use(t, kubetest.Beta)
-	p := onCluster(t, c, nil, func(cfg *Config) { cfg.Mode, cfg.OperatorLabel, cfg.StorageSize = mode, "tenant=yes", "" })
+	p := onCluster(t, c, nil, func(cfg *Config) { cfg.Mode, cfg.OperatorLabel = mode, "tenant=yes" })
 	w := &tenancy{planner: p, c: c, ws: sandbox.Workspace{ID: "w-" + p.cfg.Namespace, Driver: testID.Driver, Name: testID.Workspace}}
 	if mode == Operator {
 		w.ws.Name = c.Namespace(t, map[string]string{"tenant": "yes"})
