@@ -142,7 +142,7 @@ func below(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/"
 func (d *Driver) Layers(_ context.Context, r *driver.Request) ([]plan.Layer, error) {
 	s, err := readSettings(r.Config)
 	if err == nil {
-		err = d.checkRequest(r)
+		err = d.checkRequest(r, s)
 	}
 	if err != nil {
 		return nil, err
@@ -179,13 +179,18 @@ func podObject(metadata, spec map[string]any) plan.Object {
 	return plan.Object{Kind: kindPodTemplate, Name: mainObject, Fields: map[string]any{"template": template}}
 }
 
-func (d *Driver) checkRequest(r *driver.Request) error {
+func (d *Driver) checkRequest(r *driver.Request, s *settings) error {
 	spec := r.Spec
 	switch {
 	case spec.Image == "" && d.cfg.DefaultImage == "":
 		return wrong("image", "is missing: the kubernetes driver needs one")
 	case spec.Resources.PIDs > 0:
 		return wrong("resources.pids", "cannot be set in Kubernetes: a node's kubelet limits the processes of a pod")
+	}
+	for _, v := range s.Volumes {
+		if d.others(v.Claim.ClaimName) {
+			return wrong("driver_config.volumes", "has %q with a claim whose name is as those of sandboxes are: another workspace's may be meant", v.Name)
+		}
 	}
 	for key, value := range spec.Labels {
 		if why := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(value)...); len(why) > 0 {

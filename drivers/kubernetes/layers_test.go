@@ -38,6 +38,7 @@ func TestRequestsThatCannotBe(t *testing.T) {
 		{"a reserved volume", "is reserved", config(`{"volumes":[{"name":"workspace","persistent_volume_claim":{"claim_name":"c"}}]}`)},
 		{"a volume of nothing", "without persistent_volume_claim", config(`{"volumes":[{"name":"data"}]}`)},
 		{"two volumes of a name", "twice", config(`{"volumes":[{"name":"a","persistent_volume_claim":{"claim_name":"c"}},{"name":"a","persistent_volume_claim":{"claim_name":"c"}}]}`)},
+		{"another sandbox's disk", "another workspace's may be meant", config(`{"volumes":[{"name":"a","persistent_volume_claim":{"claim_name":"workspace-team-b--box"}}]}`)},
 		{"a mount of no volume", "is not in volumes", config(`{` + strings.ReplaceAll(mount, "%", "/data") + `}`)},
 		{"a mount at the workspace", "/sandbox is the driver's", mountAt("/sandbox")},
 		{"a mount above the workspace", "absolute path below the root", mountAt("/")},

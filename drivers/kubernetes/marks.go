@@ -41,6 +41,15 @@ const (
 	objectsAnnotation   = "sandgate.dev/objects" // what the plan has besides, "Kind/name" by the real name, with commas
 )
 
+// identityKeys are all of them: no extension sets one.
+var identityKeys = []string{managedByLabel, gatewayLabel, sandboxLabel, nameLabel, workspaceLabel, podSandboxAnnotation, workspaceIDLabel,
+	driverAnnotation, operationAnnotation, runAnnotation, stoppedAnnotation, exitAnnotation, objectsAnnotation, podAnnotation, lostAnnotation}
+
+// isMark reports whether a label or annotation is OpenShell's or the driver's, one that is yet to come included.
+func isMark(key string) bool {
+	return strings.HasPrefix(key, "openshell.ai/") || strings.HasPrefix(key, "sandgate.dev/") || key == podSandboxAnnotation
+}
+
 const managedBy = "openshell"
 
 // marks of everything that is made for a sandbox. Operation is "" where it is not known yet.
@@ -154,7 +163,7 @@ const tokenKey = "sandbox.jwt"
 func (d *Driver) workspaceNamespace(workspace string) string {
 	switch d.cfg.Mode {
 	case Managed:
-		return fit("openshell-" + d.cfg.GatewayID + "-" + workspace)
+		return d.namespaceName(workspace, workspaceObject)
 	case Operator:
 		return workspace
 	}

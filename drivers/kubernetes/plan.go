@@ -48,10 +48,6 @@ var reservedVolumes = []string{"openshell-client-tls", "openshell-upstream-proxy
 var protectedRoots = []string{workspaceMount, tokenDir, "/opt/openshell", "/etc/openshell", "/etc/openshell-tls", "/run/openshell", "/run/openshell-sidecar",
 	"/run/netns", "/var/run/netns", "/var/run/secrets/openshell", "/spiffe-workload-api", "/proc", "/sys", "/dev"}
 
-// identityKeys are the labels and annotations that say what an object is.
-var identityKeys = []string{managedByLabel, gatewayLabel, sandboxLabel, nameLabel, workspaceLabel, podSandboxAnnotation, workspaceIDLabel,
-	driverAnnotation, operationAnnotation, runAnnotation, stoppedAnnotation, exitAnnotation, objectsAnnotation}
-
 // The phases in which something is open. What a pod is made of can be set at every start, since every run has a pod of
 // its own; what lives as long as the sandbox, only until it is made.
 var (

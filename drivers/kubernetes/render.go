@@ -17,7 +17,7 @@ import (
 // render returns the API objects of a sandbox's plan, the one that is the sandbox first (the Sandbox, or the Pod where
 // sandboxes are plain Pods), then the others in the order of resources. They have the marks, and no owner references.
 func (d *Driver) render(id sandbox.Identity, operation string, p, ws *plan.Plan) ([]object, error) {
-	if err := d.checkSandbox(p); err != nil {
+	if err := d.checkSandbox(p, ws); err != nil {
 		return nil, err
 	}
 	r, err := d.sandboxRenderer(id, operation, p, ws)
@@ -66,7 +66,12 @@ func (d *Driver) workspaceRenderer(w sandbox.Workspace, p *plan.Plan) *renderer 
 	case len(own) == 1:
 		r.home = d.namespaceName(w.Name, own[0])
 	case d.cfg.Mode == Shared:
-		r.name = func(name string) string { return fit(w.Name + "--" + name) } // others live there too
+		r.name = func(name string) string { // others live there too
+			if strings.Contains(w.Name, "--") {
+				return cut(w.Name+"--"+name, w.Name+"/"+name)
+			}
+			return fit(w.Name + "--" + name)
+		}
 	}
 	return r
 }
@@ -98,6 +103,9 @@ func (d *Driver) namespaceName(workspace, planName string) string {
 	name := "openshell-" + d.cfg.GatewayID + "-" + workspace
 	if planName != workspaceObject {
 		name += "--" + planName
+	}
+	if strings.Contains(workspace, "--") { // another workspace might make the same name
+		return cut(name, workspace+"/"+planName)
 	}
 	return fit(name)
 }

@@ -47,21 +47,22 @@ func golden(t *testing.T, name string, value any) {
 // contributions are what two extensions might say, in any mixture that does not conflict.
 func contributions(owner string) [][]plan.Object {
 	ref := func(kind string) string { return owner + "-" + strings.ToLower(kind) }
+	secret := contribute(kindSecret, ref(kindSecret), m{"source": "registry"})
 	return [][]plan.Object{
 		pod(m{"annotations": m{"acme.dev/" + owner: "1"}, "labels": m{owner: "x"}}, nil),
 		agent(m{"env": []any{m{"name": strings.ToUpper(owner), "value": "2"}}}),
 		agent(m{"volumeMounts": []any{m{"mountPath": "/" + owner, "name": owner}}}),
 		pod(nil, m{"volumes": []any{m{"name": owner, "configMap": m{"name": ref(kindConfigMap)}}}}),
-		pod(nil, m{"initContainers": []any{m{"name": owner, "image": "i", "envFrom": []any{m{"secretRef": m{"name": "there"}}}}}}),
+		pod(nil, m{"initContainers": []any{m{"name": owner, "image": "i", "envFrom": []any{m{"secretRef": m{"name": "registry"}}}}}}),
 		pod(nil, m{"resourceClaims": []any{m{"name": owner, "resourceClaimName": ref(kindResourceClaim)}}}),
-		pod(nil, m{"imagePullSecrets": []any{m{"name": ref(kindSecret)}}}),
+		append(pod(nil, m{"imagePullSecrets": []any{m{"name": ref(kindSecret)}}}), secret...),
 		contribute(kindSandbox, mainObject, m{"metadata": m{"labels": m{owner: "y"}}}),
 		contribute(kindConfigMap, ref(kindConfigMap), m{"data": m{"a": "b"}}),
 		contribute(kindResourceClaim, ref(kindResourceClaim), m{"spec": m{"devices": m{"requests": []any{m{"name": "one", "exactly": m{"deviceClassName": "gpu"}}}}}}),
-		contribute(kindSecret, ref(kindSecret), m{"source": "registry"}),
+		secret,
 		contribute(kindNetworkPolicy, owner, m{"metadata": m{"labels": m{"a": owner}}, "spec": m{"podSelector": m{}, "egress": []any{m{"ports": []any{m{"port": int64(53)}}}}}}),
 		contribute(kindService, owner, m{"spec": m{"clusterIP": "None", "ports": []any{m{"port": int64(80), "protocol": "TCP"}}}}),
-		contribute(kindServiceAccount, owner, m{"imagePullSecrets": []any{m{"name": ref(kindSecret)}}}),
+		append(contribute(kindServiceAccount, owner, m{"imagePullSecrets": []any{m{"name": ref(kindSecret)}}}), secret...),
 	}
 }
 
@@ -137,7 +138,7 @@ func checkParts(t *rapid.T, p *planner, o object, owned map[string]string) {
 		case len(owners) > 1:
 			t.Fatalf("%s %s is of %v", o.ref(), path, owners)
 		case p.pods() && o.GVK.Kind == "Pod": // one manager
-		case isMark(path):
+		case isMarkAt(path):
 			if owners[0] != o.Owners[0].Owner {
 				t.Fatalf("%s: the mark %s is of %s", o.ref(), path, owners[0])
 			}
@@ -170,7 +171,7 @@ func placeInPlan(o object, path string) string {
 	return "Sandbox/main " + path
 }
 
-func isMark(path string) bool {
+func isMarkAt(path string) bool {
 	return slices.ContainsFunc(identityKeys, func(key string) bool { return strings.HasSuffix(path, "["+key+"]") })
 }
 
@@ -238,9 +239,9 @@ func TestReferencesAreByPlanName(t *testing.T) {
 		contribute(kindSecret, "pull", m{"source": "registry"}),
 		contribute(kindVolumeClaim, "disk", m{"spec": m{"accessModes": []any{"ReadWriteOnce"}}}),
 		contribute(kindResourceClaim, "gpu", m{"spec": m{"devices": m{"requests": []any{m{"name": "one", "exactly": m{"deviceClassName": "gpu"}}}}}}),
-		pod(nil, m{"serviceAccountName": "boxes", "imagePullSecrets": []any{m{"name": "pull"}, m{"name": "there"}},
+		pod(nil, m{"serviceAccountName": "boxes", "imagePullSecrets": []any{m{"name": "pull"}, m{"name": "registry"}},
 			"resourceClaims": []any{m{"name": "gpu", "resourceClaimName": "gpu"}},
-			"volumes": []any{m{"name": "a", "configMap": m{"name": "conf"}}, m{"name": "b", "persistentVolumeClaim": m{"claimName": "disk"}}, m{"name": "c", "secret": m{"secretName": "there"}},
+			"volumes": []any{m{"name": "a", "configMap": m{"name": "conf"}}, m{"name": "b", "persistentVolumeClaim": m{"claimName": "disk"}}, m{"name": "c", "secret": m{"secretName": "registry"}},
 				m{"name": "d", "projected": m{"sources": []any{m{"configMap": m{"name": "conf"}}, m{"secret": m{"name": "pull"}}}}}},
 			"containers": []any{m{"name": "side", "image": "i", "envFrom": []any{m{"configMapRef": m{"name": "conf"}}},
 				"env": []any{m{"name": "X", "valueFrom": m{"configMapKeyRef": m{"name": "conf", "key": "a"}}}}}}}),
@@ -314,6 +315,15 @@ func TestWhatIsProtected(t *testing.T) {
 		"a mount over the supervisor": {agent(m{"volumeMounts": []any{m{"mountPath": "/opt/openshell/bin", "name": "x"}}}), "/opt/openshell is the driver's"},
 		"a mount above the workspace": {agent(m{"volumeMounts": []any{m{"mountPath": "/run", "name": "x"}}}), "/run/sandgate is the driver's"},
 		"the token beside the agent":  {pod(nil, m{"containers": []any{m{"name": "spy", "image": "i", "volumeMounts": []any{m{"mountPath": "/t", "name": tokenVolume}}}}}), "is reserved"},
+		"a mark that is yet to come":  {pod(m{"annotations": m{"sandgate.dev/next": "x"}}, nil), "keys of this kind are the driver's"},
+		"the token, in a volume":      {pod(nil, m{"volumes": []any{m{"name": "t", "secret": m{"secretName": "team-a--box--token"}}}}), "none of the plan"},
+		"the token, projected":        {pod(nil, m{"volumes": []any{m{"name": "t", "projected": m{"sources": []any{m{"secret": m{"name": "team-b--box--token"}}}}}}}), "none of the plan"},
+		"the token, as variables":     {agent(m{"envFrom": []any{m{"secretRef": m{"name": "team-a--box--token"}}}}), "none of the plan"},
+		"the token, as a variable":    {agent(m{"env": []any{m{"name": "T", "valueFrom": m{"secretKeyRef": m{"name": "root-ca", "key": "k"}}}}}), "none of the plan"},
+		"a Secret of a CSI driver":    {pod(nil, m{"volumes": []any{m{"name": "t", "csi": m{"driver": "d", "nodePublishSecretRef": m{"name": "root-ca"}}}}}), "none of the plan"},
+		"credentials of somebody's":   {pod(nil, m{"imagePullSecrets": []any{m{"name": "root-ca"}}}), "none of the plan"},
+		"an account's credentials":    {contribute(kindServiceAccount, "a", m{"imagePullSecrets": []any{m{"name": "root-ca"}}}), "none of the plan"},
+		"another sandbox's disk":      {pod(nil, m{"volumes": []any{m{"name": "t", "persistentVolumeClaim": m{"claimName": "workspace-team-b--box"}}}}), "a name as those of sandboxes have"},
 		"another PodTemplate":         {contribute(kindConfigMap, "UPPER", m{"data": m{"a": "b"}}), "cannot be a name"},
 		"a Secret of somebody's":      {contribute(kindSecret, "s", m{"source": "root-ca"}), "neither in image_pull_secrets nor in secrets"},
 		"no workspace any more":       {contribute(kindSandbox, mainObject, m{"spec": m{"volumeClaimTemplates": []any{m{"metadata": m{"name": "other"}, "spec": m{"storageClassName": "x"}}}}}), `has no "workspace"`},

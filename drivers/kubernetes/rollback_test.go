@@ -235,6 +235,10 @@ func failsByRights(t *testing.T, c *kubetest.Cluster, at resource) {
 {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: driver}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: driver},
   subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: %s}]}`, rules.String(), user))
 	kubeconfig := c.Kubeconfig(t, user)
+	until(t, "the role is in force", func() bool {
+		_, err := c.TryKubectl("", "auth", "can-i", "list", "pods", "--namespace="+ns, "--as="+user)
+		return err == nil
+	})
 	s := newStage(t, c, func(cfg *Config) { cfg.Kubeconfig, cfg.Namespace = kubeconfig, ns })
 	if err := s.create(t); !fault.Is(err, fault.FailedPrecondition) || !strings.Contains(err.Error(), "is forbidden: User") {
 		t.Errorf("%v (%s)", err, fault.CodeOf(err))
