@@ -194,7 +194,7 @@ func TestResolveNeedsItsRights(t *testing.T) {
 	put(t, c, ns, fmt.Sprintf(`
 {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: driver}, rules: [
   {apiGroups: [agents.x-k8s.io], resources: [sandboxes], verbs: ["*"]},
-  {apiGroups: [""], resources: [pods, configmaps], verbs: ["*"]}]}
+  {apiGroups: [""], resources: [pods, configmaps], verbs: ["*"]}, {apiGroups: [""], resources: [namespaces], verbs: [get]}]}
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: driver}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: driver},
   subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: %s}]}`, user))
