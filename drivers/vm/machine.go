@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -203,21 +205,30 @@ func option(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 // kernelLine returns the guest kernel's own arguments. A kernel that is emulated cannot measure its clock where the host is
 // busy, and then hangs: it is told how fast that is.
 func kernelLine(accel string) string {
-	line := "console=ttyS0 quiet panic=-1 rcupdate.rcu_expedited=1 audit=0 mitigations=off cryptomgr.notests"
+	line := "console=ttyS0 quiet panic=-1 rcupdate.rcu_expedited=1 audit=0 cryptomgr.notests"
 	if accel != AccelTCG {
 		return line
 	}
+	line += " mitigations=off" // there is nothing that they would keep from whom
 	if khz := clock(); khz > 0 {
 		line += fmt.Sprintf(" tsc_early_khz=%d", khz)
 	}
 	return line
 }
 
-// clock returns how fast this host's processors are, in kHz.
+var nominal = regexp.MustCompile(`(?m)^model name.*@ ([0-9.]+)GHz`)
+
+// clock returns how fast the clock of this host's processors is, in kHz: what they are sold as, since the frequency of the
+// moment may be another one.
 func clock() int {
 	raw, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
 		return 0
+	}
+	if found := nominal.FindSubmatch(raw); found != nil {
+		if ghz, err := strconv.ParseFloat(string(found[1]), 64); err == nil {
+			return int(ghz * 1e6)
+		}
 	}
 	_, after, found := bytes.Cut(raw, []byte("cpu MHz"))
 	if !found {

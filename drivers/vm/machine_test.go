@@ -109,7 +109,7 @@ func TestHowAMachineEnds(t *testing.T) {
 // A machine that writes without end has its share of the disk, and who comes late still reads its last words.
 func TestALogIsBounded(t *testing.T) {
 	k := newKit(t)
-	b := k.plan(nil, sh(`i=0; while [ $i -lt 60 ]; do head -c 1000000 /dev/zero | tr '\0' x; echo; i=$((i+1)); done; echo the end`)).create()
+	b := k.plan(nil, sh(`i=0; while [ $i -lt 26 ]; do head -c 1000000 /dev/zero | tr '\0' x; echo; i=$((i+1)); done; echo the end`)).create()
 	b.until(driver.Exited)
 	if got := b.logs(); !strings.HasSuffix(got, "the end\n") {
 		t.Errorf("the log has %d bytes and ends with %q", len(got), got[max(0, len(got)-20):])

@@ -175,7 +175,7 @@ func (d *Driver) describe() *driver.Description {
 	main("gateway_port", late, false, "", "where at host_ip the command finds a gateway")
 	main("guest_mac", reserve, false, "", "the hardware address of its interface")
 	main("vsock_cid", reserve, false, "", "its vsock address")
-	if d.cfg.Network != NetworkNone {
+	if d.missing["network.address"] == "" {
 		main("guest_ip", reserve, false, "network.address", "its address, with the length of the prefix")
 	}
 	if d.missing[featureTAP] == "" {
@@ -184,7 +184,7 @@ func (d *Driver) describe() *driver.Description {
 	about.Points = append(about.Points,
 		plan.Point{Pattern: kindDropin, Phases: late, Feature: featureDropins, Doc: "a program that the guest runs before the command"},
 		plan.Point{Pattern: kindNetwork, Phases: ensure, Feature: "network", Object: workspace, Doc: "the workspace's network"})
-	if d.cfg.Network != NetworkNone {
+	if d.missing["network.subnet"] == "" {
 		about.Points = append(about.Points,
 			plan.Point{Pattern: "Network.subnet", Phases: ensure, Feature: "network.subnet", Object: workspace, Doc: "the subnet, in CIDR form"})
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/sandgate/sandgate/shared/sandbox"
 )
 
-// host is a driver over a made-up /sys, in which 0000:01:00.0 and .1 may be passed on and 0000:02:00.0 is in use.
+// hostWithDevices is a driver over a made-up /sys, in which 0000:01:00.0 and .1 may be passed on and 0000:02:00.0 is in use.
 func hostWithDevices(t *testing.T) *kit {
 	sys := t.TempDir()
 	for bdf, by := range map[string]string{"0000:01:00.0": "vfio-pci", "0000:01:00.1": "vfio-pci", "0000:02:00.0": "nvme"} {

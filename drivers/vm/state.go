@@ -188,7 +188,7 @@ func (d *Driver) status(m *meta) (*driver.Status, error) {
 		st.State = driver.Running
 	}
 	st.Objects = append(st.Objects, driver.RealObject{Kind: "process", Name: strconv.Itoa(b.PID)})
-	if m.TAP != "" {
+	if m.TAP == d.tapName(m.Identity.ID) { // not one of somebody else's
 		st.Objects = append(st.Objects, driver.RealObject{Kind: "link", Name: m.TAP})
 	}
 	if m.Address != "" {
@@ -376,6 +376,9 @@ func (d *Driver) endStrays(ctx context.Context, id, operation string) error {
 		found, err := d.processes(id, operation)
 		if err != nil || len(found) == 0 {
 			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		for _, p := range found {
 			if err := p.Finish(ctx, 0); err != nil {

@@ -280,7 +280,7 @@ func (d *Driver) begin(ctx context.Context, m *meta, r *driver.StartRequest) err
 		return err
 	}
 	last := m.Run
-	m.Run, m.Since, m.Address, m.Devices, m.TAP = r.Run, time.Now(), "", w.devices, w.TAP
+	m.Run, m.Stopped, m.Since, m.Address, m.Devices, m.TAP = r.Run, 0, time.Now(), "", w.devices, w.TAP
 	if m.BootID, err = d.cfg.BootID(); err != nil {
 		return err
 	}

@@ -108,6 +108,7 @@ func (w *watcher) look(id string) error {
 	switch {
 	case fault.Is(err, fault.NotFound) && old != nil:
 		delete(w.seen, id)
+		delete(w.awaited, id)
 		return w.fn(driver.Event{Deleted: old.Identity})
 	case fault.Is(err, fault.NotFound):
 		return nil

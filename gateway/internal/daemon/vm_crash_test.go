@@ -28,6 +28,9 @@ const standInName = "qemu-stand-in"
 // moments names the file that says at which socket a site is asked about each moment of a QEMU.
 const moments = "moments"
 
+// greeting is what QEMU is told first, to no effect.
+const greeting = "qmp_capabilities"
+
 // The descriptors that the vm driver hands to QEMU and that are of interest here: two sockets that listen.
 const (
 	monitorFD = 5
@@ -130,8 +133,11 @@ func pass(dir string, outer net.Conn, path string, monitor bool) {
 		lines := bufio.NewScanner(inner)
 		for lines.Scan() {
 			_, _ = fmt.Fprintf(outer, "%s\n", lines.Bytes())
-			if strings.Contains(lines.Text(), `"return"`) && monitor {
-				ask(dir, <-answers, enginetest.After)
+			if !strings.Contains(lines.Text(), `"return"`) || !monitor {
+				continue
+			}
+			if what := <-answers; what != greeting {
+				ask(dir, what, enginetest.After)
 			}
 		}
 	}()
@@ -142,11 +148,13 @@ func pass(dir string, outer net.Conn, path string, monitor bool) {
 		if json.Unmarshal(lines.Bytes(), &order) == nil && order.Execute != "" {
 			what = order.Execute
 		}
-		if !ask(dir, what, enginetest.Before) {
+		if what != greeting && !ask(dir, what, enginetest.Before) {
 			break
 		}
 		_, _ = fmt.Fprintf(inner, "%s\n", lines.Bytes())
-		ask(dir, what, enginetest.During)
+		if what != greeting {
+			ask(dir, what, enginetest.During)
+		}
 		if monitor {
 			answers <- what
 		}
