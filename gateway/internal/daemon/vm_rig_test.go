@@ -41,9 +41,9 @@ type chained struct {
 // are files and no more, for what boots nothing.
 func newChained(t *testing.T, base string, members ...string) *chained {
 	t.Helper()
-	c := &chained{site: newSite(t), base: base, members: members, limit: 30 * time.Second}
+	c := &chained{site: newSite(t), base: base, members: members, limit: 2 * time.Minute}
 	if base == "vm" {
-		c.limit = 4 * time.Minute
+		c.limit = 5 * time.Minute
 	}
 	if base != "native" {
 		vmtest.Need(t)
