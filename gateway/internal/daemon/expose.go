@@ -187,7 +187,9 @@ func (ds *doors) listen(e config.Expose) (net.Listener, error) {
 		if uid != 0 {
 			return nil, fault.New(fault.FailedPrecondition, "socket %s: only a gateway that runs as root can let other users in, and this one runs as user %d", e.Socket, uid)
 		}
-		uid = int(others[0])
+		if len(e.AllowedUIDs) == 1 {
+			uid = int(others[0]) // several share no directory in which one of them could put a socket for the others
+		}
 	}
 	dir := filepath.Dir(e.Socket)
 	if err := ownDirectory(dir, uid); err != nil {
@@ -235,6 +237,8 @@ func ownDirectory(dir string, uid int) error {
 		return fault.New(fault.FailedPrecondition, "socket directory %s belongs to user %d, not to %d", dir, owner, uid)
 	case info.Mode().Perm()&(unix.S_IWGRP|unix.S_IWOTH) != 0:
 		return fault.New(fault.FailedPrecondition, "socket directory %s can be written by others: chmod go-w %s", dir, dir)
+	case owner != uid: // it was there, and is the gateway's own: whose socket it is has to get at it
+		return os.Chmod(dir, info.Mode().Perm()|0o111)
 	}
 	return nil
 }

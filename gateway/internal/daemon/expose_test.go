@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/sandgate/sandgate/gateway/internal/api/openshelltest"
+	"github.com/sandgate/sandgate/gateway/internal/config"
 	computev1 "github.com/sandgate/sandgate/shared/proto/compute/v1"
 )
 
@@ -195,5 +197,50 @@ func TestTheSocketIsItsUsersAlone(t *testing.T) {
 	s.reload("none", "30s")
 	if _, err := os.Stat(s.socket()); !os.IsNotExist(err) {
 		t.Errorf("the socket is there still: %v", err)
+	}
+}
+
+// Whoever may connect gets at the socket, and can put none of their own in its place for others.
+func TestWhoseTheSocketIs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // only root can let others in
+	}
+	for name, tt := range map[string]struct {
+		uids           []uint32
+		there          bool // the directory is, and is the gateway's
+		dir, socket    os.FileMode
+		owner, ownerOf uint32 // of the directory, of the socket
+	}{
+		"the gateway's own":                   {nil, false, 0o700, 0o600, 0, 0},
+		"one other's":                         {[]uint32{1234}, false, 0o700, 0o600, 1234, 1234},
+		"one other's, in a directory of ours": {[]uint32{1234}, true, 0o711, 0o600, 0, 1234},
+		"several others'":                     {[]uint32{1234, 1235}, false, 0o711, 0o666, 0, 0},
+		"ours and another's":                  {[]uint32{0, 1234}, false, 0o711, 0o666, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "door")
+			if tt.there {
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l, err := (&doors{}).listen(config.Expose{Socket: filepath.Join(dir, "d.sock"), AllowedUIDs: tt.uids})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			for path, want := range map[string]struct {
+				mode os.FileMode
+				uid  uint32
+			}{dir: {tt.dir, tt.owner}, filepath.Join(dir, "d.sock"): {tt.socket, tt.ownerOf}} {
+				info, err := os.Stat(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if uid := info.Sys().(*syscall.Stat_t).Uid; info.Mode().Perm() != want.mode || uid != want.uid {
+					t.Errorf("%s is %v of user %d, want %v of %d", path, info.Mode().Perm(), uid, want.mode, want.uid)
+				}
+			}
+		})
 	}
 }
