@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/sandgate/sandgate/drivers/vm/vmtest"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
@@ -44,6 +45,11 @@ func newChained(t *testing.T, base string, members ...string) *chained {
 	c := &chained{site: newSite(t), base: base, members: members, limit: 2 * time.Minute}
 	if base == "vm" {
 		c.limit = 5 * time.Minute
+		t.Cleanup(func() { // of a test that failed half way
+			for _, pid := range c.qemus() {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		})
 	}
 	if base != "native" {
 		vmtest.Need(t)
