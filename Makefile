@@ -9,6 +9,9 @@ build: ## build the gateway and the example extensions into bin/
 demo: build ## a sandbox lives its whole life through two extensions, and what is killed is made good
 	scripts/demo.sh
 
+demo-kubernetes: build ## the commands of docs/kubernetes.md, against a control plane of the tests' own
+	scripts/kubernetes-demo.sh
+
 test: ## everything, with -race, the time of each lane printed
 	scripts/test.sh
 

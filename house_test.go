@@ -139,7 +139,7 @@ func eachFile(t *testing.T, fn func(path string, set *token.FileSet, f *ast.File
 }
 
 // mains are the programs that end themselves with a code: the gateway, and what tests run apart.
-var mains = []string{"gateway/main.go", "test/kube/main.go"}
+var mains = []string{"gateway/main.go", "test/kube/main.go", "test/cluster/main.go"}
 
 func TestHouseRules(t *testing.T) {
 	eachFile(t, func(path string, set *token.FileSet, f *ast.File) {

@@ -49,6 +49,7 @@ lane "VM driver" tests ./drivers/vm/...
 lane "VM, the gateway" tests -run "$machines" $gateway
 lane "wire" scripts/proto.sh check
 lane "demo" scripts/demo.sh
+lane "Kubernetes walk-through" scripts/kubernetes-demo.sh
 lane "authors" scripts/authors.sh
 [ "$(id -u)" -eq 0 ] || {
 	leave_out "native driver as root" "this is an ordinary user; network and limits need root"
