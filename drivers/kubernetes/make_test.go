@@ -236,12 +236,12 @@ func TestTheAPIServerGoesAway(t *testing.T) {
 		t.Errorf("Get after Delete: %v", err)
 	}
 
-	p.cluster.patience = time.Second
+	hasty := onCluster(t, c, nil, func(cfg *Config) { cfg.Namespace, cfg.GatewayID, cfg.Patience = p.cfg.Namespace, p.cfg.GatewayID, time.Second })
 	c.KillAPIServer()
-	if err := p.Create(t.Context(), r); !fault.Is(err, fault.Unavailable) {
+	if err := hasty.Create(t.Context(), r); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Create without an API server: %v, want unavailable", err)
 	}
-	if _, err := p.Get(t.Context(), r.Identity); !fault.Is(err, fault.Unavailable) {
+	if _, err := hasty.Get(t.Context(), r.Identity); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Get without an API server: %v, want unavailable", err)
 	}
 	if err := c.StartAPIServer(); err != nil {

@@ -136,7 +136,7 @@ func podPoints() []plan.Point {
 		pt.Except = append(pt.Except, outside(pt.Pattern, marksOf(podMetadata))...)
 		out = append(out, pt)
 	}
-	return append(out, plan.Point{Pattern: plan.Pattern(agent + ".image"), Phases: whenPlanned, Overridable: true, Feature: "image", Doc: "the image of the command"})
+	return append(out, plan.Point{Pattern: plan.Pattern(agent + ".image"), Phases: whenPlanned, Overridable: true, Feature: "image", Object: mainObject, Doc: "the image of the command"})
 }
 
 func agentMount(dir string) plan.Pattern {

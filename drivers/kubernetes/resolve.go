@@ -134,7 +134,11 @@ func (j *judging) inTheWay(o object, r resource, whole *unstructured.Unstructure
 	case err != nil:
 		return err
 	case !j.d.isOurs(have) || have.GetAnnotations()[sandboxLabel] != j.r.Identity.ID:
-		return fault.New(fault.Conflict, "the %s %s/%s is in the way: it bears no marks of this sandbox", r, o.Namespace, have.GetName())
+		code := fault.Conflict
+		if j.d.isOurs(have) && have.GetAnnotations()[sandboxLabel] != "" { // another sandbox has the name
+			code = fault.AlreadyExists
+		}
+		return fault.New(code, "the %s %s/%s is in the way: it bears no marks of this sandbox", r, o.Namespace, have.GetName())
 	}
 	return j.d.cluster.dryRun(j, r, whole, true)
 }

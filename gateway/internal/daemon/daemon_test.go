@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/sandgate/sandgate/drivers/container/enginetest"
 	"github.com/sandgate/sandgate/drivers/native"
@@ -130,6 +131,10 @@ func (k *keeper) PreparePlan(ctx context.Context, r *plugin.Request, p *plugin.P
 	k.dump(ctx, r)
 	if image, ok := r.Labels()["image"]; ok {
 		f, _ := r.Feature("image")
+		if f.Point.Kind() == "PodTemplate" { // there it is in an item of a list
+			return p.Contribute(f.Point.Kind(), f.Object, corev1.PodTemplate{Template: corev1.PodTemplateSpec{
+				Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "agent", Image: image}}}}})
+		}
 		return p.Set(f, image)
 	}
 	if v, ok := r.Labels()["password"]; ok {
@@ -144,6 +149,9 @@ func (k *keeper) file(r *plugin.Request) string { return filepath.Join(k.dir, "h
 func (k *keeper) BeforeCreate(ctx context.Context, r *plugin.Request, s *plugin.Setup) error {
 	k.dump(ctx, r)
 	if gate := r.Labels()["gate"]; gate != "" {
+		if !filepath.IsAbs(gate) { // not every driver's labels can be paths
+			gate = filepath.Join(k.dir, gate)
+		}
 		f, err := os.OpenFile(gate, os.O_RDONLY, 0) // a FIFO: until somebody opens it for writing
 		if err != nil {
 			return err

@@ -145,8 +145,8 @@ var createChecks = []doorCheck{
 		p.drop(p.g, other.GetId())
 	}},
 	{"6.2 reasons", "while an extension is at work it is Provisioning, for a passing reason", 0, func(p *probe) {
-		path, open := p.gate()
-		m := p.labelled(map[string]string{"gate": path})
+		gate, open := p.gate()
+		m := p.labelled(map[string]string{"gate": gate})
 		done := make(chan error, 1)
 		go func() { done <- p.g.Create(p.Context(), m, "") }()
 		row := p.seenAs(p.g, m.GetId(), "the reason is told", func(r openshelltest.Row) bool { return len(r.Conditions) > 0 })
@@ -159,8 +159,8 @@ var createChecks = []doorCheck{
 		p.drop(p.g, m.GetId())
 	}},
 	{"1.8 progress", "what is being done is told in the keys that its command line shows, at a time in both forms", 0, func(p *probe) {
-		path, open := p.gate()
-		m := p.labelled(map[string]string{"gate": path})
+		gate, open := p.gate()
+		m := p.labelled(map[string]string{"gate": gate})
 		done := make(chan error, 1)
 		go func() { done <- p.g.Create(p.Context(), m, "") }()
 		row := p.seenAs(p.g, m.GetId(), "progress is told", func(r openshelltest.Row) bool { return len(r.Progress) > 0 })
@@ -205,7 +205,7 @@ func (p *probe) fails(m *computev1.DriverSandbox) error {
 
 // refused is a sandbox whose extension fails before the driver is asked.
 func (p *probe) refused() *computev1.DriverSandbox {
-	return p.labelled(map[string]string{"gate": "/no/such/gate"})
+	return p.labelled(map[string]string{"gate": "no-such-gate"})
 }
 
 var undoneChecks = []doorCheck{
@@ -254,8 +254,8 @@ var undoneChecks = []doorCheck{
 		p.drop(p.g, again.GetId())
 	}},
 	{"6.3 detached", "a caller that goes away cancels nothing", 0, func(p *probe) {
-		path, open := p.gate()
-		m := p.labelled(map[string]string{"gate": path})
+		gate, open := p.gate()
+		m := p.labelled(map[string]string{"gate": gate})
 		ctx, cancel := context.WithCancel(p.Context())
 		done := make(chan error, 1)
 		go func() {
@@ -271,8 +271,8 @@ var undoneChecks = []doorCheck{
 		p.drop(p.g, m.GetId())
 	}},
 	{"1.5 DeleteSandbox", "a delete ends a create that is in flight, which is undone", 0, func(p *probe) {
-		path, open := p.gate()
-		m := p.labelled(map[string]string{"gate": path})
+		gate, open := p.gate()
+		m := p.labelled(map[string]string{"gate": gate})
 		done := make(chan error, 1)
 		go func() { done <- p.g.Create(p.Context(), m, "") }()
 		p.seenAs(p.g, m.GetId(), "it is begun", func(r openshelltest.Row) bool { return len(r.Progress) > 0 })

@@ -22,6 +22,7 @@ import (
 	"github.com/sandgate/sandgate/drivers/vm/vmtest"
 	"github.com/sandgate/sandgate/gateway/internal/api/openshelltest"
 	computev1 "github.com/sandgate/sandgate/shared/proto/compute/v1"
+	"github.com/sandgate/sandgate/test/kubetest"
 )
 
 // doorBase is what the checks of the compute door need to know of a base driver.
@@ -30,6 +31,7 @@ type doorBase struct {
 	setting string                            // of its configuration: where the engine's socket goes
 	block   string                            // of its configuration
 	kind    string                            // whose labels and image the extension may set
+	grant   []string                          // what it may set instead, where those are called otherwise
 	image   string                            // of a sandbox
 	runs    []string                          // a command that runs until it is stopped
 	exits   []string                          // a command that ends by itself with the code 3 after a moment; nil: none
@@ -49,6 +51,12 @@ var doorBases = map[string]doorBase{
 		far: func(t *testing.T) string { return fmt.Sprintf("  command = %q\n", driverProgram(t, t.TempDir())) }},
 	"vm": {kind: "LaunchPlan", slow: true, image: "busybox", runs: untilTerm, exits: []string{"sh", "-c", "sleep 0.3; exit 3"},
 		far: func(t *testing.T) string { return vmtest.Settings(t, `stop_timeout = "2s"`) }},
+	"kubernetes": {grant: []string{"PodTemplate.template.metadata.labels", "PodTemplate.template.spec.containers.agent.image"},
+		image: "registry.example/sandbox:1", runs: []string{"sleep", "600"}, far: func(t *testing.T) string {
+			c := kubetest.Use(t, kubetest.Beta)
+			ns := c.Namespace(t, nil)
+			return fmt.Sprintf("config {\n  kubeconfig = %q\n  namespace = %q\n  gateway_id = %q\n  default_image = %q\n}\n", c.Admin, ns, ns, "registry.example/sandbox:1")
+		}},
 	"podman": {kind: "Container", engine: enginetest.Podman, setting: "socket", image: enginetest.Image, runs: untilTerm,
 		exits: []string{"sh", "-c", "sleep 0.3; exit 3"}},
 }
@@ -180,7 +188,11 @@ func (r *doorRig) configure(more string) {
 	expose := func(name, more string) string {
 		return fmt.Sprintf("expose {\n  socket = %q\n%s\n}\n", r.door(name), more)
 	}
-	bind := fmt.Sprintf("bind \"keeper\" {\n  timeout = \"60s\"\n  phase \"before_create\" {\n    attempts = 1\n    timeout = \"60s\"\n  }\n  grant { mutate = [%q, %q] }\n}\n", r.base.kind+".labels", r.base.kind+".image")
+	grant := r.base.grant
+	if grant == nil {
+		grant = []string{r.base.kind + ".labels", r.base.kind + ".image"}
+	}
+	bind := fmt.Sprintf("bind \"keeper\" {\n  timeout = \"60s\"\n  phase \"before_create\" {\n    attempts = 1\n    timeout = \"60s\"\n  }\n  grant { mutate = [%q, %q] }\n}\n", grant[0], grant[1])
 	composed := func(name, more, about string) string {
 		return fmt.Sprintf("driver %q {\n  base = %q\n%s%s%s}\n", name, r.driver, about, bind, expose(name, more))
 	}
@@ -340,11 +352,12 @@ func (p *probe) stick(id string) (free func()) {
 }
 
 // gate makes something that a create waits for in its extension, until the returned function is called.
-func (p *probe) gate() (path string, open func()) {
+func (p *probe) gate() (name string, open func()) {
 	p.Helper()
-	path = filepath.Join(p.dir, "gate-"+uuid.NewString())
+	name = "gate-" + uuid.NewString()
+	path := filepath.Join(p.dir, name)
 	p.must(unix.Mkfifo(path, 0o600))
-	return path, func() {
+	return name, func() {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		p.must(err)
 		p.Cleanup(func() { _ = f.Close() })
