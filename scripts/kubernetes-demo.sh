@@ -27,6 +27,11 @@ trap finish EXIT
 read -r KUBECONFIG <&"${CLUSTER[0]}" || { echo "the cluster did not start" >&2; exit 1; }
 export KUBECONFIG PATH="$dir/path:$PATH"
 
+# What an installed agent-sandbox has, by whose name the stand-in for its controller goes.
+kubectl create namespace agent-sandbox-system
+kubectl create clusterrole agent-sandbox-controller --verb=create --resource=pods
+kubectl create clusterrolebinding agent-sandbox-controller --clusterrole=agent-sandbox-controller --serviceaccount=agent-sandbox-system:agent-sandbox-controller
+
 cp "$PWD/docs/kubernetes.md" "$dir/"
 cd "$dir"
 {

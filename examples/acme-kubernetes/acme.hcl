@@ -65,8 +65,8 @@ driver "acme-kubernetes" {
     reconcile = "authoritative"
     grant {
       mutate = [
-        "PodTemplate.template.metadata.annotations[sandgate.dev/address]",
-        "PodTemplate.template.metadata.labels[sandgate.dev/address]",
+        "PodTemplate.template.metadata.annotations[extensions.sandgate.dev/address]",
+        "PodTemplate.template.metadata.labels[extensions.sandgate.dev/address]",
         "NetworkPolicy",
       ]
     }

@@ -21,8 +21,8 @@ const (
 var clusterFeatures = []string{featureAnnotations, featureLabels, featurePolicy}
 
 const (
-	addressAnnotation = "sandgate.dev/address" // the lease, as "10.80.0.5/16"
-	addressLabel      = "sandgate.dev/address" // the address, as a label can be
+	addressAnnotation = "extensions.sandgate.dev/address" // the lease, as "10.80.0.5/16"
+	addressLabel      = "extensions.sandgate.dev/address" // the address, as a label can be
 	policyObject      = "leased-range"
 )
 

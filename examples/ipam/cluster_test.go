@@ -31,10 +31,10 @@ func TestALeaseIsWrittenDownInACluster(t *testing.T) {
 		peer := []any{map[string]any{"ipBlock": map[string]any{"cidr": want.block}}}
 		got := x.Do(x.Of(phase.BeforeCreate, "one")).Contribute
 		if diff := cmp.Diff([]plan.Object{
-			metadata("annotations", map[string]any{"sandgate.dev/address": want.lease}),
-			metadata("labels", map[string]any{"sandgate.dev/address": want.label}),
+			metadata("annotations", map[string]any{"extensions.sandgate.dev/address": want.lease}),
+			metadata("labels", map[string]any{"extensions.sandgate.dev/address": want.label}),
 			{Kind: "NetworkPolicy", Name: "leased-range", Fields: map[string]any{"spec": map[string]any{
-				"podSelector": map[string]any{"matchLabels": map[string]any{"sandgate.dev/address": want.label}}, "policyTypes": []any{"Ingress", "Egress"},
+				"podSelector": map[string]any{"matchLabels": map[string]any{"extensions.sandgate.dev/address": want.label}}, "policyTypes": []any{"Ingress", "Egress"},
 				"ingress": []any{map[string]any{"from": peer}}, "egress": []any{map[string]any{"to": peer}}}}},
 		}, got); diff != "" {
 			t.Errorf("%s: it contributes (-want +got):\n%s", cidr, diff)

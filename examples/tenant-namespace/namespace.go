@@ -28,6 +28,9 @@ const (
 
 var namespaceFeatures = []string{featureCluster, featurePlacement, featureNamespace, featureNamespaceLabels, featureQuota, featureLimitRange, featureNetworkPolicy}
 
+// clusterTenantLabel is tenantLabel in a cluster, where keys of sandgate.dev are the driver's own.
+const clusterTenantLabel = "extensions." + tenantLabel
+
 // modeShared is the mode in which workspaces have one namespace together.
 const modeShared = "shared"
 
@@ -68,17 +71,17 @@ func (c namespaceConfig) check(at string, wrong []fault.Diagnostic) (namespace, 
 
 // namespaceLabels are those of the tenant's namespaces.
 func (t *tenant) namespaceLabels() map[string]string {
-	out := map[string]string{tenantLabel: labelValue(t.name)}
+	out := map[string]string{clusterTenantLabel: labelValue(t.name)}
 	maps.Copy(out, t.namespace.labels)
 	return out
 }
 
-// mark is the value of tenantLabel: the tenant's glob, or where that can be no label what comes close.
-func (t *tenant) mark(r *plugin.Request) string {
+// mark is the label of the tenant's sandboxes: its glob, or where that can be no label what comes close.
+func (t *tenant) mark(r *plugin.Request) (key, value string) {
 	if _, cluster := r.Feature(featureCluster); cluster {
-		return labelValue(t.name)
+		return clusterTenantLabel, labelValue(t.name)
 	}
-	return t.name
+	return tenantLabel, t.name
 }
 
 // labelValue makes of a glob what a label's value may be.
@@ -104,6 +107,10 @@ func (t *tenant) contribute(r *plugin.Request, s *plugin.Setup) error {
 			return err
 		}
 	} else if cluster.Attributes["mode"] == modeShared {
+		if len(t.namespace.quota) > 0 || t.namespace.deny { // it is not to go missing quietly
+			s.DenyField("tenant."+t.name+".namespace", "the workspace has no namespace of its own, so that its quota and policy would bind others",
+				"Set own = true, and grant Namespace and Sandbox.placement.namespace.")
+		}
 		return nil
 	}
 	if f, ok := r.Feature(featureNamespaceLabels); ok {

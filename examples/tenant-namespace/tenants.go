@@ -106,7 +106,8 @@ func (x *tenants) PreparePlan(_ context.Context, r *plugin.Request, p *plugin.Pl
 		return nil
 	}
 	if f, ok := r.Feature(featureLabels); ok {
-		labels := map[string]string{tenantLabel: t.mark(r)}
+		key, value := t.mark(r)
+		labels := map[string]string{key: value}
 		for k, v := range t.labels {
 			labels[k] = v
 		}

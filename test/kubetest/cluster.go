@@ -75,7 +75,9 @@ func (c *Cluster) Kubectl(tb testing.TB, args ...string) string {
 
 // TryKubectl runs kubectl on an input as the administrator, or as whom --kubeconfig names.
 func (c *Cluster) TryKubectl(input string, args ...string) (string, error) {
-	cmd := exec.Command(c.program, append([]string{"kubectl"}, args...)...)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.program, append([]string{"kubectl"}, args...)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.dir, "KUBECONFIG=" + c.Admin}
 	cmd.Stdin = strings.NewReader(input)
 	out, err := cmd.Output()

@@ -10,11 +10,11 @@ import (
 )
 
 // makeSandbox applies a Sandbox with a label, and annotations of its own and of its pod.
-func makeSandbox(t *testing.T, c *Cluster, ns, name, annotations, ofPod, more string) {
+func makeSandbox(t *testing.T, c *Cluster, ns, name, annotations, ofPod, more string, command ...string) {
 	t.Helper()
 	y := fmt.Sprintf(`{apiVersion: agents.x-k8s.io/%s, kind: Sandbox, metadata: {name: %s, annotations: {%s}}, spec: {service: true, %s
-		podTemplate: {metadata: {labels: {a: x}, annotations: {%s}}, spec: {restartPolicy: Never, containers: [{name: agent, image: busybox}]}}}}`,
-		c.Kind, name, annotations, more, ofPod)
+		podTemplate: {metadata: {labels: {a: x}, annotations: {%s}}, spec: {restartPolicy: Never, containers: [{name: agent, image: busybox, command: [%s]}]}}}}`,
+		c.Kind, name, annotations, more, ofPod, strings.Join(command, ", "))
 	if _, err := c.TryKubectl(y, "apply", "--server-side", "-n", ns, "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
@@ -87,20 +87,21 @@ func TestTheStandInLivesASandbox(t *testing.T) {
 func TestFaultsOfTheStandIn(t *testing.T) {
 	c := Use(t, Beta)
 	for _, fault := range []struct {
-		name, sandbox, pod string
-		want, event        string
+		name, sandbox, pod, command string
+		want, event                 string
 	}{
 		{name: "unschedulable", pod: "stand-in/unschedulable: no node has a gpu", want: "PodScheduled=False Unschedulable", event: "FailedScheduling no node has a gpu"},
 		{name: "image", pod: "stand-in/image-pull: no such image", want: "Ready=False DependenciesNotReady", event: "Failed Failed to pull image: no such image"},
 		{name: "never-ready", pod: "stand-in/never-ready: the probe fails", want: "Ready=False DependenciesNotReady", event: "Unhealthy the probe fails"},
 		{name: "exit-0", pod: `stand-in/exit: "0"`, want: "Finished=True PodSucceeded"},
 		{name: "exit-7", pod: `stand-in/exit: "7"`, want: "Finished=True PodFailed"},
+		{name: "command", command: "/stand-in/exit, \"3\"", want: "Finished=True PodFailed"},
 		{name: "slow", sandbox: "stand-in/slow: 1s", want: "Ready=True DependenciesReady"},
 	} {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
 			ns := c.Namespace(t, nil)
-			makeSandbox(t, c, ns, fault.name, fault.sandbox, fault.pod, "")
+			makeSandbox(t, c, ns, fault.name, fault.sandbox, fault.pod, "", fault.command)
 			wantConditions(t, c, ns, fault.name, fault.want)
 			eventually(t, "there is an event "+fault.event, func() bool {
 				return strings.Contains(c.Kubectl(t, "get", "events", "-n", ns, "-o", "jsonpath={range .items[*]}{.reason} {.message}{\"\\n\"}{end}"), fault.event)
@@ -113,7 +114,12 @@ func TestAFaultOfANamespaceEndsWithItsAnnotation(t *testing.T) {
 	c := Use(t, Beta)
 	ns := c.Namespace(t, nil)
 	c.Kubectl(t, "annotate", "namespace", ns, "stand-in/ignore=yes")
+	other := c.Namespace(t, nil)
+	makeSandbox(t, c, other, "seen", "", "", "") // after the annotation, which the stand-in then knows
+	wantConditions(t, c, other, "seen", "Ready=True")
 	makeSandbox(t, c, ns, "one", "", "", "")
+	makeSandbox(t, c, other, "later", "", "", "")
+	wantConditions(t, c, other, "later", "Ready=True")
 	if got := conditions(t, c, ns, "one"); got != "" {
 		t.Errorf("an ignored sandbox has %s", got)
 	}

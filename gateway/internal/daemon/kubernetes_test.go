@@ -54,8 +54,7 @@ extension "tenant-namespace" {
       namespace {
         own          = OWN
         labels       = { "pod-security.kubernetes.io/enforce" = "restricted" }
-        quota        = { pods = "4" }
-        deny_traffic = true
+        ISOLATION
       }
     }
   }
@@ -156,7 +155,11 @@ func newClusterSite(t *testing.T, tc clusterCase) *clusterSite {
 		_, err := c.Client().CoreV1().ServiceAccounts("sandgate").Get(t.Context(), "default", metav1.GetOptions{})
 		return err == nil
 	})
-	text := strings.NewReplacer("DIR", s.dir, "BIN", bin, "OWN", fmt.Sprint(tc.own), "KUBECONFIG", c.Kubeconfig(t, gatewayAccount), "MODE", tc.mode, "TENANT", tc.grant).Replace(clusterConfig)
+	isolation := "quota = { pods = \"4\" }\n        deny_traffic = true"
+	if tc.mode == "shared" && !tc.own {
+		isolation = "" // it would bind others
+	}
+	text := strings.NewReplacer("DIR", s.dir, "BIN", bin, "OWN", fmt.Sprint(tc.own), "KUBECONFIG", c.Kubeconfig(t, gatewayAccount), "ISOLATION", isolation, "MODE", tc.mode, "TENANT", tc.grant).Replace(clusterConfig)
 	if err := os.WriteFile(filepath.Join(s.dir, "site.hcl"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +235,7 @@ func (s *clusterSite) witness(ctx context.Context) (seen func() []string) {
 			}
 			line := p.Name
 			for what, there := range map[string]bool{
-				"tenant-namespace's label": p.Labels["tier"] == "gold", "ipam's annotation": p.Annotations["sandgate.dev/address"] != "",
+				"tenant-namespace's label": p.Labels["tier"] == "gold", "ipam's annotation": p.Annotations["extensions.sandgate.dev/address"] != "",
 				"device-claim's claim": len(p.Spec.ResourceClaims) == 1 && len(p.Spec.Containers[0].Resources.Claims) == 1, "the driver's image": p.Spec.Containers[0].Image != "",
 			} {
 				if !there {
@@ -286,7 +289,7 @@ func TestAChainInACluster(t *testing.T) {
 				t.Errorf("the objects' owners in the cluster (-want +got):\n%s", diff)
 			}
 			t.Logf("kubectl shows:\n%s", s.c.Kubectl(t, "get", "sandbox", box, "-n", tc.namespace, "-o", "yaml", "--show-managed-fields"))
-			claim := s.c.Kubectl(t, "get", "pod", box, "-n", tc.namespace, "-o", "jsonpath={.spec.resourceClaims[0].resourceClaimName} {.metadata.annotations.sandgate\\.dev/address} {.metadata.labels.tier}")
+			claim := s.c.Kubectl(t, "get", "pod", box, "-n", tc.namespace, "-o", "jsonpath={.spec.resourceClaims[0].resourceClaimName} {.metadata.annotations.extensions\\.sandgate\\.dev/address} {.metadata.labels.tier}")
 			if want := box + "--devices 10.80.0.2/16 gold"; claim != want {
 				t.Errorf("the pod has %q, want %q", claim, want)
 			}

@@ -328,22 +328,13 @@ func (c *controller) status(s *sandbox, pod *corev1.Pod, err error, expired bool
 		set("Ready", false, "Pod"+string(pod.Status.Phase), finished[pod.Status.Phase])
 	case pod.Status.Phase != corev1.PodRunning:
 		set("Ready", false, "DependenciesNotReady", "Pod exists with phase: "+string(pod.Status.Phase))
-	case !ready(pod):
+	case !podReady(pod.Status):
 		set("Ready", false, "DependenciesNotReady", "Pod is Running but not Ready")
 	case len(pod.Status.PodIPs) == 0:
 		set("Ready", false, "DependenciesNotReady", "Pod is Ready but has no podIPs yet")
 	default:
 		set("Ready", true, "DependenciesReady", "Pod is Ready")
 	}
-}
-
-func ready(pod *corev1.Pod) bool {
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
-		}
-	}
-	return false
 }
 
 // slow says how long a change is still not to be looked at.

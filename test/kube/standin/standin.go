@@ -2,6 +2,8 @@
 // (kubernetes-sigs/agent-sandbox), and the scheduler and kubelet that would run their pods. It does what those are seen to
 // do and nothing else: nothing runs here. Two identities tell the API server, and its audit, which of them it was.
 //
+// Of all commands it knows one: "/stand-in/exit CODE" ends a moment after it was ready.
+//
 // Faults are annotations, of the Sandbox or Pod that they are to befall, or of its Namespace for all in it:
 //
 //	stand-in/ignore          the controller does nothing with the Sandbox
