@@ -16,7 +16,7 @@ const (
 	clusterOperation = "sandgate.dev/operation"
 	clusterWorkspace = "sandgate.dev/workspace-id"
 	clusterRun       = "sandgate.dev/run"
-	clusterLease     = "sandgate.dev/address"
+	clusterLease     = "extensions.sandgate.dev/address"
 )
 
 // thing is an API object, as far as it is judged.
