@@ -1,6 +1,6 @@
 # Every target works on a fresh Linux machine with Go, as root and as an ordinary user.
 .DEFAULT_GOAL := build
-.PHONY: build demo test unit generate lint bench check simulate mutants crash bench-docker bench-reload bench-vm bench-hops proto help clean
+.PHONY: build demo test unit generate lint bench check simulate mutants crash bench-docker bench-reload bench-vm bench-kubernetes bench-hops proto help clean
 
 build: ## build the gateway and the example extensions into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
@@ -43,6 +43,10 @@ bench: ## what the gateway itself costs, beside what is wanted; BENCH_JSON=file 
 bench-docker: ## the rate of creates on Docker, with two extensions, beside the plain client's (as root)
 	scripts/install-packages.sh
 	go test -count=1 -timeout 20m -v -run TestDockerRate ./gateway/internal/daemon -docker-rate
+
+bench-kubernetes: ## creates in a cluster with three extensions: rate, calls of the API server, memory
+	scripts/kube.sh
+	go test -count=1 -timeout 30m -v -run TestClusterRate ./gateway/internal/daemon -cluster-rate
 
 bench-vm: ## where the time of a virtual machine goes, from create to ready, and what it costs in memory
 	scripts/install-packages.sh
