@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -43,11 +44,11 @@ const (
 
 // identityKeys are all of them: no extension sets one.
 var identityKeys = []string{managedByLabel, gatewayLabel, sandboxLabel, nameLabel, workspaceLabel, podSandboxAnnotation, workspaceIDLabel,
-	driverAnnotation, operationAnnotation, runAnnotation, stoppedAnnotation, exitAnnotation, objectsAnnotation, podAnnotation, lostAnnotation}
+	driverAnnotation, operationAnnotation, runAnnotation, stoppedAnnotation, exitedAnnotation, exitAnnotation, objectsAnnotation, podAnnotation, lostAnnotation}
 
-// isMark reports whether a label or annotation is OpenShell's or the driver's, one that is yet to come included.
+// isMark reports whether a label or annotation is OpenShell's, or one of the driver's. Others of sandgate.dev are extensions'.
 func isMark(key string) bool {
-	return strings.HasPrefix(key, "openshell.ai/") || strings.HasPrefix(key, "sandgate.dev/") || key == podSandboxAnnotation
+	return strings.HasPrefix(key, "openshell.ai/") || slices.Contains(identityKeys, key)
 }
 
 const managedBy = "openshell"

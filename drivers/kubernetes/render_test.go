@@ -315,7 +315,7 @@ func TestWhatIsProtected(t *testing.T) {
 		"a mount over the supervisor": {agent(m{"volumeMounts": []any{m{"mountPath": "/opt/openshell/bin", "name": "x"}}}), "/opt/openshell is the driver's"},
 		"a mount above the workspace": {agent(m{"volumeMounts": []any{m{"mountPath": "/run", "name": "x"}}}), "/run/sandgate is the driver's"},
 		"the token beside the agent":  {pod(nil, m{"containers": []any{m{"name": "spy", "image": "i", "volumeMounts": []any{m{"mountPath": "/t", "name": tokenVolume}}}}}), "is reserved"},
-		"a mark that is yet to come":  {pod(m{"annotations": m{"sandgate.dev/next": "x"}}, nil), "keys of this kind are the driver's"},
+		"the mark of another run":     {pod(m{"annotations": m{exitedAnnotation: "x"}}, nil), "which the driver does not open"},
 		"the token, in a volume":      {pod(nil, m{"volumes": []any{m{"name": "t", "secret": m{"secretName": "team-a--box--token"}}}}), "none of the plan"},
 		"the token, projected":        {pod(nil, m{"volumes": []any{m{"name": "t", "projected": m{"sources": []any{m{"secret": m{"name": "team-b--box--token"}}}}}}}), "none of the plan"},
 		"the token, as variables":     {agent(m{"envFrom": []any{m{"secretRef": m{"name": "team-a--box--token"}}}}), "none of the plan"},
