@@ -52,11 +52,6 @@ func beQEMU(dir string, args []string) error {
 	if !ask(dir, "start", enginetest.Before) {
 		return nil
 	}
-	own, err := os.MkdirTemp("", "sgq")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.RemoveAll(own) }()
 	qemu := exec.Command("/usr/bin/qemu-system-x86_64", args...)
 	qemu.Env, qemu.Stdout, qemu.Stderr = []string{}, os.Stdout, os.Stderr
 	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
@@ -66,7 +61,8 @@ func beQEMU(dir string, args []string) error {
 		}
 		f := os.NewFile(uintptr(fd), "inherited")
 		if fd == monitorFD || fd == orderFD {
-			if f, err = interpose(dir, f, filepath.Join(own, fmt.Sprint(fd)), fd == monitorFD); err != nil {
+			var err error
+			if f, err = interpose(dir, f, fmt.Sprintf("@sandgate-%s-%d-%d", standInName, os.Getpid(), fd), fd == monitorFD); err != nil {
 				return err
 			}
 		}
