@@ -27,11 +27,7 @@ extension "tenant-namespace" {
   config {
     tenant "team-*" {
       labels = { tier = "crash" }
-      namespace {
-        own          = OWN
-        quota        = { "pods" = "20" }
-        deny_traffic = true
-      }
+      TENANTS
     }
   }
 }
@@ -109,7 +105,11 @@ func newClusterWreck(t *testing.T, c *kubetest.Cluster, own bool) *wreck {
 			t.Fatal(err)
 		}
 	}
-	text := strings.NewReplacer("DIR", dir, "NAMESPACE", c.Namespace(t, nil), "NAME", w.name, "OWN", fmt.Sprint(own)).Replace(clusterWreckConfig)
+	namespace := "namespace {}"
+	if own { // a quota binds all that are in a namespace
+		namespace = "namespace {\n own = true\n quota = { \"pods\" = \"20\" }\n deny_traffic = true\n }"
+	}
+	text := strings.NewReplacer("DIR", dir, "NAMESPACE", c.Namespace(t, nil), "NAME", w.name, "TENANTS", namespace).Replace(clusterWreckConfig)
 	kubeconfig := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: x, clusters: [{name: c, cluster: {server: %q}}], users: [{name: u}],
 contexts: [{name: x, context: {cluster: c, user: u}}]}`, address)
 	for name, content := range map[string]string{"site.hcl": text, "kubeconfig": kubeconfig, "cluster": c.Host} {
