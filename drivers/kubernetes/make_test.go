@@ -236,7 +236,9 @@ func TestTheAPIServerGoesAway(t *testing.T) {
 		t.Errorf("Get after Delete: %v", err)
 	}
 
-	hasty := onCluster(t, c, nil, func(cfg *Config) { cfg.Namespace, cfg.GatewayID, cfg.Patience = p.cfg.Namespace, p.cfg.GatewayID, time.Second })
+	hasty := onCluster(t, c, nil, func(cfg *Config) {
+		cfg.Namespace, cfg.GatewayID, cfg.Patience = p.cfg.Namespace, p.cfg.GatewayID, time.Second
+	})
 	c.KillAPIServer()
 	if err := hasty.Create(t.Context(), r); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("Create without an API server: %v, want unavailable", err)
