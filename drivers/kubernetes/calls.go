@@ -91,6 +91,20 @@ func (c *cluster) get(ctx context.Context, r resource, namespace, name string) (
 	return out, err
 }
 
+// asMade returns an anchor in the version in which it was made. One that is not there any more proves nothing: it was there a
+// moment ago.
+func (c *cluster) asMade(ctx context.Context, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	r := c.anchorAs(o)
+	if r.gvk.Version == o.GroupVersionKind().Version {
+		return o, nil
+	}
+	made, err := c.get(ctx, r, o.GetNamespace(), o.GetName())
+	if fault.Is(err, fault.NotFound) {
+		return nil, fault.New(fault.Unavailable, "the %s %s/%s, which was made in version %s, cannot be read in it", r, o.GetNamespace(), o.GetName(), r.gvk.Version)
+	}
+	return made, err
+}
+
 // pageSize is how many objects are asked for at once.
 const pageSize = 500
 

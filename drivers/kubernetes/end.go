@@ -100,13 +100,13 @@ func (d *Driver) end(w *work, anchor *unstructured.Unstructured, state *runState
 
 // noteRun ends a run and writes what is known of it.
 func (d *Driver) noteRun(w *work, anchor *unstructured.Unstructured, state *runState, marks map[string]string) error {
-	o := bare(anchor)
+	o := d.cluster.bare(anchor)
 	marks[runAnnotation] = strconv.Itoa(state.run)
 	o.SetAnnotations(marks)
 	if !d.pods() {
-		d.cluster.setMode(o, false)
+		setMode(o, false)
 	}
-	_, err := d.cluster.apply(w, d.cluster.anchor(), o, runManager, true)
+	_, err := d.cluster.apply(w, d.cluster.anchorAs(anchor), o, runManager, true)
 	return err
 }
 

@@ -34,9 +34,9 @@ func (w *watcher) guard(id string, st *driver.Status) {
 	case w.d.pods():
 	case s.had == "" && s.pod != nil && s.pod.GetDeletionTimestamp() == nil && number(s.pod, runAnnotation) == s.run:
 		w.once(id, "has "+string(s.pod.GetUID()), &s, func(k *work) error {
-			o := bare(anchor)
+			o := w.d.cluster.bare(anchor)
 			setAnnotation(o, podAnnotation, strconv.Itoa(s.run)+"/"+string(s.pod.GetUID()))
-			_, err := w.d.cluster.apply(k, w.d.cluster.anchor(), o, podManager, true)
+			_, err := w.d.cluster.apply(k, w.d.cluster.anchorAs(anchor), o, podManager, true)
 			return err
 		})
 	case s.replaced():

@@ -135,8 +135,13 @@ func (m *making) find() (bool, error) {
 	case o.GetDeletionTimestamp() != nil:
 		return false, fault.New(fault.Unavailable, "the %s %s/%s is still being removed", m.at, m.namespace, o.GetName())
 	}
-	m.anchor = o
-	m.state, err = m.d.look(m, o)
+	if m.anchor, err = m.d.cluster.asMade(m, o); err != nil {
+		return false, err
+	}
+	if m.at = m.d.cluster.anchorAs(o); !m.d.pods() {
+		m.box = m.box.as(m.at.gvk)
+	}
+	m.state, err = m.d.look(m, m.anchor)
 	return true, err
 }
 
@@ -233,7 +238,7 @@ func (m *making) applyBox(own ownerFields) error {
 	if own.Owner == driverOwner {
 		setAnnotation(o, objectsAnnotation, m.list())
 		if m.anchor == nil || m.state.run == 0 {
-			m.d.cluster.setMode(o, false)
+			setMode(o, false)
 		}
 	}
 	m.markClaims(o)
@@ -285,7 +290,7 @@ func (m *making) drop() error {
 		if e.Operation != metav1.ManagedFieldsOperationApply || !strings.HasPrefix(e.Manager, manager("")) || m.applied[e.Manager] != "" {
 			continue
 		}
-		got, err := m.d.cluster.apply(m.work, m.at, bare(m.anchor), e.Manager, false)
+		got, err := m.d.cluster.apply(m.work, m.at, m.d.cluster.bare(m.anchor), e.Manager, false)
 		if err != nil {
 			return err
 		}
@@ -316,10 +321,10 @@ func (m *making) run() error {
 		if err := m.complete(); err != nil {
 			return err
 		}
-		o := bare(m.anchor)
+		o := m.d.cluster.bare(m.anchor)
 		o.SetResourceVersion(m.anchor.GetResourceVersion())
 		o.SetAnnotations(map[string]string{runAnnotation: strconv.Itoa(m.r.Run)})
-		m.d.cluster.setMode(o, true)
+		setMode(o, true)
 		_ = unstructured.SetNestedField(o.Object, strconv.Itoa(m.r.Run), "spec", "podTemplate", "metadata", "annotations", runAnnotation) // by which its pod is known
 		_, err := m.d.cluster.apply(m.work, m.at, o, runManager, true)
 		if !fault.Is(err, fault.Conflict) {
@@ -422,7 +427,7 @@ func (m *making) noteBegun() error {
 	if !m.d.pods() || number(m.anchor, runAnnotation) >= m.r.Run {
 		return nil
 	}
-	a := bare(m.anchor)
+	a := m.d.cluster.bare(m.anchor)
 	a.SetAnnotations(map[string]string{runAnnotation: strconv.Itoa(m.r.Run)})
 	_, err := m.d.cluster.apply(m.work, m.at, a, runManager, true)
 	return err

@@ -1,8 +1,10 @@
 package kubernetes
 
 import (
+	"slices"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -82,6 +84,32 @@ func (c *cluster) anchor() resource {
 		return newResource("", "v1", "ConfigMap", "configmaps", true)
 	}
 	return newResource(sandboxGroup, c.api, "Sandbox", "sandboxes", true)
+}
+
+// anchorAs is that resource in the version in which one was made: what a manager has applied in one version, the API server
+// does not let it apply in another.
+func (c *cluster) anchorAs(o *unstructured.Unstructured) resource {
+	r := c.anchor()
+	for _, e := range o.GetManagedFields() {
+		made, err := schema.ParseGroupVersion(e.APIVersion)
+		if err == nil && e.Manager == manager(driverOwner) && e.Operation == metav1.ManagedFieldsOperationApply && made.Group == r.gvk.Group {
+			r.gvk.Version, r.gvr.Version = made.Version, made.Version
+		}
+	}
+	return r
+}
+
+// as is the object in another version of its kind, which has the same fields where the plan sets some.
+func (o object) as(gvk schema.GroupVersionKind) object {
+	o.GVK = gvk
+	o.Whole = o.Whole.DeepCopy()
+	o.Whole.SetGroupVersionKind(gvk)
+	o.Owners = slices.Clone(o.Owners)
+	for i := range o.Owners {
+		o.Owners[i].Fields = o.Owners[i].Fields.DeepCopy()
+		o.Owners[i].Fields.SetGroupVersionKind(gvk)
+	}
+	return o
 }
 
 // resourceOf returns the resource of a kind, by its name alone: no two of them share one.

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -164,4 +165,38 @@ func TestWhoSeesOneNamespacePlacesNothing(t *testing.T) {
 	if why := d.about.Missing[featureNamespace]; !strings.Contains(why, "all namespaces") {
 		t.Errorf("why not: %q", why)
 	}
+}
+
+// A Sandbox stays what it was made as: after agent-sandbox has learned a newer version, it is written in the old one.
+func TestASandboxKeepsItsVersion(t *testing.T) {
+	t.Parallel()
+	c := kubetest.Use(t, kubetest.Beta)
+	old := onCluster(t, c, nil, func(cfg *Config) { cfg.StorageSize, cfg.API = "", APIV1Alpha1 })
+	// The cluster of the tests converts nothing: what its controller writes would take the old version's fields away.
+	c.Kubectl(t, "annotate", "namespace", old.cfg.Namespace, "stand-in/ignore=true")
+	r := old.box(t, "box")
+	old.create(t, r)
+	now := onCluster(t, c, nil, func(cfg *Config) {
+		cfg.StorageSize, cfg.Namespace, cfg.GatewayID = "", old.cfg.Namespace, old.cfg.GatewayID
+	})
+	if now.cluster.api != APIV1Beta1 {
+		t.Fatalf("the newest is %s", now.cluster.api)
+	}
+	if err := now.Stop(t.Context(), r.Identity); err != nil {
+		t.Fatalf("Stop: %v", err)
+	}
+	raw := c.Kubectl(t, "get", "sandboxes.v1alpha1.agents.x-k8s.io", now.sandboxName(r.Identity), "--namespace="+now.cfg.Namespace, "-o=json", "--show-managed-fields")
+	o := &unstructured.Unstructured{}
+	if err := o.UnmarshalJSON([]byte(raw)); err != nil {
+		t.Fatal(err)
+	}
+	if o.GetAnnotations()[stoppedAnnotation] != "1" || !strings.Contains(fieldsOf(o, runManager), "f:replicas") {
+		t.Errorf("it was not told to stop: %v, %s has %s", o.GetAnnotations(), runManager, fieldsOf(o, runManager))
+	}
+	for _, e := range o.GetManagedFields() {
+		if strings.HasPrefix(e.Manager, "sandgate") && e.APIVersion != sandboxGroup+"/"+APIV1Alpha1 {
+			t.Errorf("%s has written in %s", e.Manager, e.APIVersion)
+		}
+	}
+	now.delete(t, r)
 }

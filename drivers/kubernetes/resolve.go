@@ -91,7 +91,7 @@ func (j *judging) all() error {
 		whole := o.Whole
 		if o.Kind == kindSandbox {
 			whole = whole.DeepCopy()
-			j.d.cluster.setMode(whole, false)
+			setMode(whole, false)
 		}
 		res, _ := j.d.cluster.resourceOf(o.GVK.Kind)
 		there, err := j.judge(o, res, whole)

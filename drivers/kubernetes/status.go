@@ -42,7 +42,7 @@ func (c *cluster) stateOf(anchor *unstructured.Unstructured) runState {
 	if c.api == APIPod {
 		s.told = s.run > 0 && s.stopped != s.run && s.lost != s.run
 	} else {
-		s.told = c.told(anchor)
+		s.told = told(anchor)
 	}
 	return s
 }
@@ -107,7 +107,7 @@ func (d *Driver) anchorOf(ctx context.Context, id sandbox.Identity) (*unstructur
 	}
 	for _, o := range pointers(all) {
 		if o.GetAnnotations()[sandboxLabel] == id.ID && o.GetAnnotations()[operationAnnotation] != "" {
-			return o, nil
+			return d.cluster.asMade(ctx, o)
 		}
 	}
 	return nil, fault.New(fault.NotFound, "there is no sandbox %q", id.ID)

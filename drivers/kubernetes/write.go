@@ -20,12 +20,12 @@ const (
 )
 
 // setMode says whether a Sandbox runs.
-func (c *cluster) setMode(o *unstructured.Unstructured, runs bool) {
+func setMode(o *unstructured.Unstructured, runs bool) {
 	field, value := []string{"spec", "operatingMode"}, any("Suspended")
 	if runs {
 		value = "Running"
 	}
-	if c.api == APIV1Alpha1 {
+	if o.GroupVersionKind().Version == APIV1Alpha1 {
 		field, value = []string{"spec", "replicas"}, int64(0)
 		if runs {
 			value = int64(1)
@@ -35,8 +35,8 @@ func (c *cluster) setMode(o *unstructured.Unstructured, runs bool) {
 }
 
 // told reports whether a Sandbox was told to run.
-func (c *cluster) told(o *unstructured.Unstructured) bool {
-	if c.api == APIV1Alpha1 {
+func told(o *unstructured.Unstructured) bool {
+	if o.GroupVersionKind().Version == APIV1Alpha1 {
 		n, there, _ := unstructured.NestedInt64(o.Object, "spec", "replicas")
 		return !there || n > 0
 	}
@@ -53,13 +53,17 @@ func setAnnotation(o *unstructured.Unstructured, key, value string) {
 	o.SetAnnotations(a)
 }
 
-// bare is an anchor with nothing set.
-func bare(anchor *unstructured.Unstructured) *unstructured.Unstructured {
+// bare is an object with nothing set; an anchor in the version in which it was made.
+func (c *cluster) bare(of *unstructured.Unstructured) *unstructured.Unstructured {
+	gvk := of.GroupVersionKind()
+	if a := c.anchorAs(of).gvk; a.GroupKind() == gvk.GroupKind() {
+		gvk = a
+	}
 	o := &unstructured.Unstructured{Object: map[string]any{}}
-	o.SetGroupVersionKind(anchor.GroupVersionKind())
-	o.SetNamespace(anchor.GetNamespace())
-	o.SetName(anchor.GetName())
-	o.SetUID(anchor.GetUID())
+	o.SetGroupVersionKind(gvk)
+	o.SetNamespace(of.GetNamespace())
+	o.SetName(of.GetName())
+	o.SetUID(of.GetUID())
 	return o
 }
 
@@ -108,7 +112,7 @@ func (d *Driver) applyFirst(w *work, r resource, o *unstructured.Unstructured, m
 	if err != nil || uid != "" || !slices.ContainsFunc(got.GetManagedFields(), foreign) {
 		return got, err
 	}
-	if _, err := d.cluster.apply(w, r, bare(got), manager, false); err != nil {
+	if _, err := d.cluster.apply(w, r, d.cluster.bare(got), manager, false); err != nil {
 		return nil, err
 	}
 	return nil, fault.New(fault.FailedPrecondition, "the %s %s/%s is in the way: somebody else has just made it", r, o.GetNamespace(), o.GetName())
