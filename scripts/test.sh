@@ -43,8 +43,17 @@ tests() { # what go test is told besides
 }
 mapfile -t rest < <(go list ./... | grep -vE '/(drivers/kubernetes|drivers/vm|test|gateway/internal/daemon)(/|$)')
 lane "tests" tests -skip "$clusters|$machines" $gateway "${rest[@]}" # the longest first
-lane "Kubernetes driver" tests ./drivers/kubernetes/... ./test/...
-lane "Kubernetes, the gateway" tests -run "$clusters" $gateway
+# Tests of clusters wait more than they work: more of them at once, the driver's beside the gateway's.
+in_clusters() {
+	local failed=0 out
+	out=$(mktemp)
+	tests -run "$clusters" $gateway >"$out" 2>&1 &
+	tests -parallel 4 ./drivers/kubernetes/... ./test/... || failed=1
+	wait $! || failed=1
+	cat "$out" && rm "$out"
+	return $failed
+}
+lane "Kubernetes" in_clusters
 lane "VM driver" tests ./drivers/vm/...
 lane "VM, the gateway" tests -run "$machines" $gateway
 lane "wire" scripts/proto.sh check
