@@ -188,12 +188,12 @@ func (d *Driver) places() bool { return d.cfg.Mode == Shared && d.cluster.wide }
 
 // describe says what the driver is and offers.
 func (d *Driver) describe(context.Context) (*driver.Description, error) {
-	kinds, err := d.kinds()
+	all, err := planKinds()
 	if err != nil {
 		return nil, err
 	}
 	about := &driver.Description{Type: "kubernetes", Version: d.cluster.version, Instance: d.cluster.instance, DefaultImage: d.cfg.DefaultImage,
-		Kinds: kinds, Points: d.points(), Missing: map[string]string{}}
+		Kinds: slices.Clone(all), Points: d.points(), Missing: map[string]string{}}
 	about.Kinds = slices.DeleteFunc(about.Kinds, func(k plan.Kind) bool { return d.cluster.absent[k.Name] })
 	about.Points = slices.DeleteFunc(about.Points, func(pt plan.Point) bool {
 		gone := d.cluster.absent[pt.Pattern.Kind()]

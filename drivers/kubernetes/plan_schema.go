@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"fmt"
 	"slices"
+	"sync"
 
 	"go.yaml.in/yaml/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -91,9 +92,12 @@ const sandboxTypes = `
     - {name: spec, type: {namedType: io.k8s.api.core.v1.PersistentVolumeClaimSpec}}
 `
 
-// kinds returns the kinds of the driver's plans. The schemas of the API's own are those that its client library merges
-// by, written out, so that the plan merges as the API server does.
-func (d *Driver) kinds() ([]plan.Kind, error) {
+// planKinds returns the kinds of the driver's plans. The schemas of the API's own are those that its client library merges
+// by, written out, so that the plan merges as the API server does. They are written once: the library's schema is one for
+// the whole process, and bears no readers beside those that it locks out.
+var planKinds = sync.OnceValues(writeKinds)
+
+func writeKinds() ([]plan.Kind, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, networkingv1.AddToScheme, resourcev1.AddToScheme} {
 		if err := add(scheme); err != nil {

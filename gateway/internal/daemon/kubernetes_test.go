@@ -163,6 +163,10 @@ func newClusterSite(t *testing.T, tc clusterCase) *clusterSite {
 	if err := os.WriteFile(filepath.Join(s.dir, "site.hcl"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	s.await("nothing is being removed of the tests before", func() bool {
+		list, err := c.Client().CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})
+		return err == nil && !slices.ContainsFunc(list.Items, func(ns corev1.Namespace) bool { return ns.DeletionTimestamp != nil })
+	})
 	s.before, s.calls = c.Inventory(t), len(c.Calls(t, gatewayAccount))
 	return s
 }
