@@ -43,19 +43,18 @@ tests() { # what go test is told besides
 }
 mapfile -t rest < <(go list ./... | grep -vE '/(drivers/kubernetes|drivers/vm|test|gateway/internal/daemon)(/|$)')
 lane "tests" tests -skip "$clusters|$machines" $gateway "${rest[@]}" # the longest first
-# Tests of clusters wait more than they work: more of them at once, the driver's beside the gateway's.
-in_clusters() {
+# Their tests wait more than they work, so the driver's run beside the gateway's.
+driver_and_gateway() { # the gateway's tests, what go test is told besides of the driver's
 	local failed=0 out
 	out=$(mktemp)
-	tests -run "$clusters" $gateway >"$out" 2>&1 &
-	tests -parallel 4 ./drivers/kubernetes/... ./test/... || failed=1
+	tests -run "$1" $gateway >"$out" 2>&1 &
+	tests "${@:2}" || failed=1
 	wait $! || failed=1
 	cat "$out" && rm "$out"
 	return $failed
 }
-lane "Kubernetes" in_clusters
-lane "VM driver" tests ./drivers/vm/...
-lane "VM, the gateway" tests -run "$machines" $gateway
+lane "Kubernetes" driver_and_gateway "$clusters" -parallel 4 ./drivers/kubernetes/... ./test/...
+lane "virtual machines" driver_and_gateway "$machines" ./drivers/vm/...
 lane "wire" scripts/proto.sh check
 lane "demo" scripts/demo.sh
 lane "Kubernetes walk-through" scripts/kubernetes-demo.sh
