@@ -342,7 +342,7 @@ func (m *making) run() error {
 
 // settlePatience is how long the controller may take to see a Sandbox. What it writes then would be in the way of the run;
 // without it there is only one more attempt.
-const settlePatience = 5 * time.Second
+const settlePatience = 10 * time.Second
 
 // settle waits until the controller has seen the Sandbox as it is.
 func (m *making) settle() error {
