@@ -3,6 +3,7 @@ package daemon
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -106,7 +107,7 @@ func launcherFails(t *testing.T) {
 
 // What a request cannot have is refused, naming the field, before any hook with effects.
 func requestsRefused(t *testing.T) {
-	c := newChained(t, "none", member("a")).up()
+	c, n := newChained(t, "none", member("a")).up(), 0
 	for name, want := range map[string]struct {
 		spec sandbox.Spec
 		text string
@@ -116,7 +117,8 @@ func requestsRefused(t *testing.T) {
 		"too little memory":      {sandbox.Spec{Resources: sandbox.Resources{Memory: 1 << 20}}, "mem_mib"},
 		"a variable with =":      {sandbox.Spec{Environment: map[string]string{"A=B": "c"}}, "A=B"},
 	} {
-		if _, err := c.make("one", want.spec); err == nil || !strings.Contains(err.Error(), want.text) {
+		n++ // the name of one that is refused is free a moment later
+		if _, err := c.make(fmt.Sprintf("box-%d", n), want.spec); err == nil || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
