@@ -54,14 +54,10 @@ type Driver struct {
 	cfg    Config
 	engine Engine
 	about  *driver.Description
-	owner  string       // the mark of this data directory
-	other  atomic.Bool  // another engine answers in the place of the one that was opened
-	ones   driver.Keyed // one mutating call for a sandbox or workspace at a time
+	owner  string        // the mark of this data directory
+	other  atomic.Bool   // another engine answers in the place of the one that was opened
+	calls  *driver.Calls // those that change something, by sandbox or workspace
 	pens   [32]sync.Mutex
-
-	calls  sync.WaitGroup // mutating calls whose callers may be gone
-	closed context.Context
-	shut   context.CancelFunc
 }
 
 var _ interface {
@@ -83,9 +79,8 @@ func Open(cfg Config, engine Engine) (*Driver, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Driver{cfg: cfg, engine: engine}
-	d.closed, d.shut = context.WithCancel(context.Background()) // nobody's call
-	ctx, cancel := context.WithTimeout(d.closed, openPatience)
+	d := &Driver{cfg: cfg, engine: engine, calls: driver.NewCalls()}
+	ctx, cancel := context.WithTimeout(context.Background(), openPatience) // nobody's call
 	defer cancel()
 	about, err := engine.About(ctx)
 	if err == nil {
@@ -94,7 +89,6 @@ func Open(cfg Config, engine Engine) (*Driver, error) {
 		d.owner, err = prepare(cfg.Dir)
 	}
 	if err != nil {
-		d.shut()
 		return nil, errors.Join(fmt.Errorf("open the %s driver: %w", cfg.Type, err), engine.Close())
 	}
 	return d, nil

@@ -19,34 +19,9 @@ func (w *work) next() error {
 	return w.Err()
 }
 
-// mutate does one mutating call for the key. An engine goes on with what it was told when the caller goes away; so the
-// key stays taken until it has answered, and whoever comes next sees what became of it.
+// mutate does one mutating call for the key.
 func (d *Driver) mutate(ctx context.Context, key string, fn func(w *work) error) error {
-	unlock, err := d.ones.Lock(ctx, key)
-	if err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		unlock()
-		return context.Cause(ctx)
-	}
-	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	release := context.AfterFunc(d.closed, cancel)
-	done := make(chan error, 1)
-	d.calls.Add(1)
-	go func() {
-		defer d.calls.Done()
-		defer unlock()
-		defer cancel()
-		defer release()
-		done <- fn(&work{Context: inner, caller: ctx})
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return d.calls.Do(ctx, key, func(asked, told context.Context) error { return fn(&work{Context: told, caller: asked}) })
 }
 
 // closePatience is how long Close lets the engine answer what it was told.
@@ -54,18 +29,6 @@ const closePatience = 10 * time.Second
 
 // Close implements driver.Driver.
 func (d *Driver) Close() error {
-	ended := make(chan struct{})
-	go func() {
-		d.calls.Wait()
-		close(ended)
-	}()
-	patience := time.NewTimer(closePatience)
-	defer patience.Stop()
-	select {
-	case <-ended:
-	case <-patience.C:
-	}
-	d.shut()
-	<-ended
+	d.calls.Close(closePatience)
 	return d.engine.Close()
 }

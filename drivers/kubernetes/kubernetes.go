@@ -10,7 +10,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/sandgate/sandgate/shared/driver"
@@ -100,12 +99,8 @@ type Driver struct {
 	cfg      Config
 	cluster  *cluster
 	about    *driver.Description
-	ones     driver.Keyed // one mutating call for a sandbox or workspace at a time
+	calls    *driver.Calls // those that change something, by sandbox or workspace
 	verdicts judged
-
-	calls  sync.WaitGroup // mutating calls whose callers may be gone
-	closed context.Context
-	shut   context.CancelFunc
 }
 
 var _ driver.Driver = (*Driver)(nil)
@@ -115,9 +110,8 @@ const openPatience = 30 * time.Second
 
 // Open opens the driver on a cluster.
 func Open(cfg Config) (*Driver, error) {
-	d := &Driver{cfg: cfg.withDefaults()}
-	d.closed, d.shut = context.WithCancel(context.Background()) // nobody's call
-	ctx, cancel := context.WithTimeout(d.closed, openPatience)
+	d := &Driver{cfg: cfg.withDefaults(), calls: driver.NewCalls()}
+	ctx, cancel := context.WithTimeout(context.Background(), openPatience) // nobody's call
 	defer cancel()
 	var err error
 	if d.cluster, err = connect(d.cfg); err == nil {
@@ -127,7 +121,6 @@ func Open(cfg Config) (*Driver, error) {
 		d.about, err = d.describe(ctx)
 	}
 	if err != nil {
-		d.shut()
 		return nil, fmt.Errorf("open the kubernetes driver: %w", err)
 	}
 	return d, nil
