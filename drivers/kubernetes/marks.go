@@ -46,9 +46,10 @@ const (
 var identityKeys = []string{managedByLabel, gatewayLabel, sandboxLabel, nameLabel, workspaceLabel, podSandboxAnnotation, workspaceIDLabel,
 	driverAnnotation, operationAnnotation, runAnnotation, stoppedAnnotation, exitedAnnotation, exitAnnotation, objectsAnnotation, podAnnotation, lostAnnotation}
 
-// isMark reports whether a label or annotation is OpenShell's, or one of the driver's. Others of sandgate.dev are extensions'.
+// isMark reports whether a label or annotation is OpenShell's, or the driver's, of which there may be more one day. An
+// extension's are of extensions.sandgate.dev.
 func isMark(key string) bool {
-	return strings.HasPrefix(key, "openshell.ai/") || slices.Contains(identityKeys, key)
+	return strings.HasPrefix(key, "openshell.ai/") || strings.HasPrefix(key, "sandgate.dev/") || slices.Contains(identityKeys, key)
 }
 
 const managedBy = "openshell"

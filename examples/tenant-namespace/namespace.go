@@ -28,9 +28,6 @@ const (
 
 var namespaceFeatures = []string{featureCluster, featurePlacement, featureNamespace, featureNamespaceLabels, featureQuota, featureLimitRange, featureNetworkPolicy}
 
-// clusterTenantLabel is tenantLabel in a cluster, where keys of sandgate.dev are the driver's own.
-const clusterTenantLabel = "extensions." + tenantLabel
-
 // modeShared is the mode in which workspaces have one namespace together.
 const modeShared = "shared"
 
@@ -71,17 +68,17 @@ func (c namespaceConfig) check(at string, wrong []fault.Diagnostic) (namespace, 
 
 // namespaceLabels are those of the tenant's namespaces.
 func (t *tenant) namespaceLabels() map[string]string {
-	out := map[string]string{clusterTenantLabel: labelValue(t.name)}
+	out := map[string]string{tenantLabel: labelValue(t.name)}
 	maps.Copy(out, t.namespace.labels)
 	return out
 }
 
 // mark is the label of the tenant's sandboxes: its glob, or where that can be no label what comes close.
-func (t *tenant) mark(r *plugin.Request) (key, value string) {
+func (t *tenant) mark(r *plugin.Request) string {
 	if _, cluster := r.Feature(featureCluster); cluster {
-		return clusterTenantLabel, labelValue(t.name)
+		return labelValue(t.name)
 	}
-	return tenantLabel, t.name
+	return t.name
 }
 
 // labelValue makes of a glob what a label's value may be.

@@ -32,14 +32,14 @@ func TestANamespaceGetsWhatTheDriverHasAPlaceFor(t *testing.T) {
 		return config{Tenants: map[string]tenantConfig{"team-*": {Network: true, Limits: amounts{CPU: 2}, Defaults: amounts{CPU: 0.5, Memory: "1GiB"},
 			Namespace: namespaceConfig{Own: own, Labels: map[string]string{"tier": "gold"}, Quota: map[string]string{"pods": "4", "limits.memory": "8Gi"}, Deny: true}}}}
 	}
-	labels := map[string]any{"tier": "gold", clusterTenantLabel: "team"}
+	labels := map[string]any{"tier": "gold", tenantLabel: "team"}
 	namespace := plan.Object{Kind: "Namespace", Name: "workspace", Fields: map[string]any{"metadata": map[string]any{"labels": labels}}}
 	quota := plan.Object{Kind: "ResourceQuota", Name: "tenant", Fields: map[string]any{"spec": map[string]any{"hard": map[string]any{"pods": "4", "limits.memory": "8Gi"}}}}
 	limits := plan.Object{Kind: "LimitRange", Name: "tenant", Fields: map[string]any{"spec": map[string]any{"limits": []any{map[string]any{"type": "Container",
 		"default": map[string]any{"cpu": "500m", "memory": "1Gi"}, "max": map[string]any{"cpu": "2"}}}}}}
 	deny := plan.Object{Kind: "NetworkPolicy", Name: "deny-traffic", Fields: map[string]any{"spec": map[string]any{"policyTypes": []any{"Ingress", "Egress"}}}}
 	place := plan.Object{Kind: "Sandbox", Name: "main", Fields: map[string]any{"placement": map[string]any{"namespace": "workspace"}}}
-	pod := plan.Object{Kind: "PodTemplate", Name: "main", Fields: map[string]any{"template": map[string]any{"metadata": map[string]any{"labels": map[string]any{clusterTenantLabel: "team"}}}}}
+	pod := plan.Object{Kind: "PodTemplate", Name: "main", Fields: map[string]any{"template": map[string]any{"metadata": map[string]any{"labels": map[string]any{tenantLabel: "team"}}}}}
 	for _, c := range []struct {
 		name          string
 		features      []plugin.Feature

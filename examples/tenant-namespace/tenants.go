@@ -21,7 +21,7 @@ const (
 )
 
 // tenantLabel tells by which tenant block a sandbox was judged.
-const tenantLabel = "sandgate.dev/tenant"
+const tenantLabel = "extensions.sandgate.dev/tenant"
 
 // tenants is the extension.
 type tenants struct {
@@ -106,8 +106,7 @@ func (x *tenants) PreparePlan(_ context.Context, r *plugin.Request, p *plugin.Pl
 		return nil
 	}
 	if f, ok := r.Feature(featureLabels); ok {
-		key, value := t.mark(r)
-		labels := map[string]string{key: value}
+		labels := map[string]string{tenantLabel: t.mark(r)}
 		for k, v := range t.labels {
 			labels[k] = v
 		}
