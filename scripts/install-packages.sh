@@ -20,11 +20,13 @@ if [ "$(id -u)" -ne 0 ]; then
 	echo "not installed, and only root can: ${missing[*]}"
 	exit 0
 fi
+made=()
+trap 'rm -rf "${made[@]}"' EXIT
 # No service is started: an engine of the tests has a place of its own.
 if [ ! -e /usr/sbin/policy-rc.d ]; then
 	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
 	chmod +x /usr/sbin/policy-rc.d
-	trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+	made+=(/usr/sbin/policy-rc.d)
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
@@ -33,11 +35,11 @@ if [ ! -e "$kernel/vmlinuz" ]; then
 	package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ {print $2; exit}')
 	mkdir -p "$(dirname "$kernel")"
 	tmp=$(mktemp -d "$kernel.XXXXXX")
+	made+=("$tmp")
 	(cd "$tmp" && apt-get download -qq -o APT::Sandbox::User=root "$package" >/dev/null && dpkg-deb -x ./*.deb unpacked)
 	mkdir "$tmp/kernel"
 	mv "$tmp"/unpacked/lib/modules/* "$tmp/kernel/modules"
 	mv "$tmp"/unpacked/boot/vmlinuz-* "$tmp/kernel/vmlinuz"
 	rm -rf "$kernel"
 	mv "$tmp/kernel" "$kernel"
-	rm -rf "$tmp"
 fi

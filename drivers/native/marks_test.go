@@ -12,6 +12,7 @@ import (
 	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
+	"github.com/sandgate/sandgate/shared/sandbox"
 )
 
 // A directory that has a sandbox's name and not its marks is somebody else's: nothing is made, and it stays.
@@ -219,5 +220,20 @@ func TestWhatSandboxesLeaveIsClosedToOthers(t *testing.T) {
 	info, err := os.Stat(filepath.Clean(k.d.sandboxes()))
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the directory of the sandboxes is %v, %v", info.Mode(), errors.Unwrap(err))
+	}
+}
+
+// A file where sandboxes have directories is nobody's sandbox, and hides none.
+func TestAFileAmongTheSandboxes(t *testing.T) {
+	t.Parallel()
+	k := newKit(t)
+	if err := os.WriteFile(filepath.Join(k.d.sandboxes(), "stray"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.d.Get(t.Context(), sandbox.Identity{ID: "stray"}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("Get: %v, want NotFound", err)
+	}
+	if all, err := k.d.List(t.Context()); err != nil || len(all) > 0 {
+		t.Errorf("List: %v, %v", all, err)
 	}
 }

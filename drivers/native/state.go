@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sandgate/sandgate/drivers/host"
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -73,7 +75,7 @@ func (d *Driver) load(id string) (*meta, error) {
 	}
 	m := &meta{}
 	err := host.ReadJSON(d.file(id, metaFile), m)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) { // ENOTDIR: a file that somebody has put there
 		return nil, fault.New(fault.NotFound, "there is no sandbox %q", id)
 	}
 	return m, err

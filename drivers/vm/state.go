@@ -394,9 +394,11 @@ func (d *Driver) sweep() error {
 	if err != nil {
 		return fmt.Errorf("list sandboxes: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // nobody's call
+	defer cancel()
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), trialPrefix) {
-			err = errors.Join(err, d.endStrays(context.Background(), e.Name(), trialOperation))
+			err = errors.Join(err, d.endStrays(ctx, e.Name(), trialOperation))
 		}
 		if strings.HasPrefix(e.Name(), makingPrefix) || strings.HasPrefix(e.Name(), gonePrefix) {
 			err = errors.Join(err, host.RemoveTree(d.dir(e.Name())))
