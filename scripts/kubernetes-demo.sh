@@ -11,7 +11,7 @@ ln -s "$PWD"/bin/* "$dir/bin/"
 ln -s "$PWD/scripts" "$PWD/examples" "$dir/"
 printf '#!/bin/sh\nexec %s kubectl "$@"\n' "$kube" >"$dir/path/kubectl"
 chmod +x "$dir/path/kubectl"
-CGO_ENABLED=0 go build -o "$dir/cluster" ./test/cluster
+CGO_ENABLED=0 go build -trimpath -o "$dir/cluster" ./test/cluster
 coproc CLUSTER { exec "$dir/cluster" 2>"$dir/cluster.log"; }
 lifeline=${CLUSTER[1]}
 finish() {

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/sandgate/tools-$(sha256sum scripts/tools/go.sum | cut -c1-16)"
 if [ ! -x "$cache/buf" ]; then
 	mkdir -p "$cache.new"
-	(cd scripts/tools && CGO_ENABLED=0 go build -o "$cache.new/" tool)
+	(cd scripts/tools && CGO_ENABLED=0 go build -trimpath -o "$cache.new/" tool)
 	rm -rf "$cache" && mv "$cache.new" "$cache"
 fi
 export PATH="$cache:$PATH"
