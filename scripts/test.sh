@@ -27,12 +27,13 @@ leave_out() { # name, why
 }
 race=-race
 command -v gcc >/dev/null || race=
+scripts/kube.sh >/dev/null 2>&1 & # needs no package, and is long; its lane waits for it, and says what is wrong
 lane "packages" scripts/install-packages.sh
 command -v gcc >/dev/null && race=-race
 [ -n "$race" ] || leave_out "race detector" "gcc is not installed"
+lane "Kubernetes servers" scripts/kube.sh # before other builds, which would compile anew what it is about to have
 lane "build" make -s build
 lane "format and vet" scripts/lint.sh
-lane "Kubernetes servers" scripts/kube.sh
 # What needs a cluster, or virtual machines, has a lane of its own: emulated machines leave nothing of two processors to tests
 # that measure time. A test that stands in neither list is in the first lane.
 gateway=./gateway/internal/daemon

@@ -17,6 +17,7 @@ import (
 // A server that is ready and refuses, since a webhook of it is away, is asked seldom and given up after a while; one whose
 // caller has gone is not asked again.
 func TestAServerThatRefusesIsAskedSeldom(t *testing.T) {
+	t.Parallel()
 	var asked atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
 	defer server.Close()

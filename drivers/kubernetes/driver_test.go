@@ -14,8 +14,9 @@ import (
 // factory is the driver as drivertest sees it, each check in a namespace of its own.
 func factory(c *kubetest.Cluster, mode string) drivertest.Factory {
 	return drivertest.Factory{
-		Driver: "kubernetes",
-		Image:  "registry.example/sandbox:1",
+		Driver:   "kubernetes",
+		Image:    "registry.example/sandbox:1",
+		Patience: patience,
 		Place: func(tb testing.TB) func() (driver.Driver, error) {
 			ns := c.Namespace(tb, nil)
 			return func() (driver.Driver, error) {
@@ -40,6 +41,7 @@ func factory(c *kubetest.Cluster, mode string) drivertest.Factory {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	for _, k := range []kubetest.Kind{kubetest.Beta, kubetest.Alpha, kubetest.Plain} {
 		t.Run(string(k), func(t *testing.T) {
 			t.Parallel()

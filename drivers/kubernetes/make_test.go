@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sandgate/sandgate/shared/driver"
@@ -93,6 +95,7 @@ func (p *planner) is(t *testing.T, id sandbox.Identity, state driver.State) *dri
 
 // An object of somebody else's that has the name of one of the plan's is left as it is, to the byte, and nothing is made.
 func TestWhatIsInTheWayStaysAsItWas(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
@@ -111,9 +114,19 @@ func TestWhatIsInTheWayStaysAsItWas(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				put(t, c, o.Namespace, string(raw))
-				show := func() string {
-					return c.Kubectl(t, "get", strings.ToLower(o.GVK.Kind), o.Name, "--namespace="+o.Namespace, "--output=json", "--show-managed-fields")
+				c.Put(t, o.Namespace, string(raw))
+				of, _ := p.cluster.resourceOf(o.GVK.Kind)
+				at := c.Dynamic().Resource(of.gvr).Namespace(o.Namespace)
+				show := func() string { // nothing, once it is gone
+					there, err := at.Get(t.Context(), o.Name, metav1.GetOptions{})
+					if apierrors.IsNotFound(err) {
+						return ""
+					}
+					raw, jsonErr := json.MarshalIndent(there, "", " ")
+					if err := errors.Join(err, jsonErr); err != nil {
+						t.Fatal(err)
+					}
+					return string(raw)
 				}
 				settle := c.Inventory(t, p.cfg.Namespace)
 				if o.GVK.Kind == kindSandbox || o.GVK == podResource.gvk { // it runs, and that shows in it
@@ -130,9 +143,11 @@ func TestWhatIsInTheWayStaysAsItWas(t *testing.T) {
 				if diff := cmp.Diff(settle, c.Inventory(t, p.cfg.Namespace)); diff != "" {
 					t.Errorf("with another's %s (-before +after):\n%s", o.ref(), diff)
 				}
-				c.Kubectl(t, "delete", strings.ToLower(o.GVK.Kind), o.Name, "--namespace="+o.Namespace, "--wait=true")
-				until(t, "the other's is gone", func() bool {
-					return !strings.Contains(strings.Join(c.Inventory(t, p.cfg.Namespace), " "), "/"+o.Name+" ")
+				if err := at.Delete(t.Context(), o.Name, metav1.DeleteOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				until(t, "the other's is gone, and its pod", func() bool {
+					return show() == "" && !strings.Contains(strings.Join(c.Inventory(t, p.cfg.Namespace), " "), "/"+o.Name+" ")
 				})
 			}
 		})
@@ -142,6 +157,7 @@ func TestWhatIsInTheWayStaysAsItWas(t *testing.T) {
 // A second client, which watches all the while, never sees a pod that lacks a field of an owner: not when another one
 // takes an owner's fields away before the run, nor in a later run.
 func TestNoPodLacksAnOwnersFields(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
@@ -208,6 +224,7 @@ func TestNoPodLacksAnOwnersFields(t *testing.T) {
 
 // An API server that goes away is waited for, or else said to be away; what was begun is finished or undone.
 func TestTheAPIServerGoesAway(t *testing.T) {
+	t.Parallel()
 	c := kubetest.New(t, kubetest.Beta)
 	p := onCluster(t, c, nil, func(cfg *Config) { cfg.Patience = 2 * time.Minute })
 	restart := func(during func() error) {

@@ -63,12 +63,13 @@ func everyWorkspaceKind() []plan.Object {
 // What two extensions contribute to every kind is in the cluster, each field under the manager of its owner, and goes with
 // the sandbox, or with the workspace.
 func TestEveryKindIsAppliedUnderItsOwner(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []kubetest.Kind{kubetest.Beta, kubetest.Alpha, kubetest.Plain} {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
 			c := kubetest.Use(t, kind)
 			p := onCluster(t, c, nil, func(cfg *Config) { cfg.Secrets = []string{"registry"} })
-			put(t, c, p.cfg.Namespace, "{apiVersion: v1, kind: Secret, metadata: {name: registry}, stringData: {a: b}}")
+			c.Put(t, p.cfg.Namespace, "{apiVersion: v1, kind: Secret, metadata: {name: registry}, stringData: {a: b}}")
 			start := c.Inventory(t, p.cfg.Namespace, p.namespaceName(testID.Workspace, workspaceObject))
 			id := testID
 			id.ID, id.WorkspaceID = "id-"+p.cfg.Namespace, "ws-"+p.cfg.Namespace

@@ -39,11 +39,7 @@ func testPlanner(t testing.TB, api string, change func(*Config)) *planner {
 	if d.about, err = d.describe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s, err := plan.NewSchema(d.about.Kinds, d.about.Points, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &planner{Driver: d, schema: s}
+	return &planner{Driver: d, schema: schemaOf(t, d)}
 }
 
 var testID = sandbox.Identity{ID: "0b1c", Driver: "acme-kubernetes", Workspace: "team-a", WorkspaceID: "w1", Name: "box"}

@@ -53,6 +53,7 @@ func TestWhoseASandboxIsIsNotALabel(t *testing.T) {
 
 // What has ended by itself is not run again by its controller, whoever removes its pod.
 func TestWhatHasEndedIsNotRunAgain(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()
@@ -145,7 +146,7 @@ func TestWhoSeesOneNamespacePlacesNothing(t *testing.T) {
 	c := kubetest.Use(t, kubetest.Beta)
 	ns := c.Namespace(t, nil)
 	config := c.Kubeconfig(t, "narrow-"+ns)
-	put(t, c, ns, `
+	c.Put(t, ns, `
 {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: all}, rules: [{apiGroups: ["*"], resources: ["*"], verbs: ["*"]}]}
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: all}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: all},

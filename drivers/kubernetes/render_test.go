@@ -120,11 +120,14 @@ func ownersInPlan(p *plan.Plan) map[string]string {
 }
 
 func checkParts(t *rapid.T, p *planner, o object, owned map[string]string) {
-	whole := flatten(o.Whole)
+	whole, parts := flatten(o.Whole), make([]map[string]any, len(o.Owners))
+	for i, part := range o.Owners {
+		parts[i] = flatten(part.Fields)
+	}
 	for path, value := range whole {
 		var owners []string
-		for _, part := range o.Owners {
-			if got, ok := flatten(part.Fields)[path]; ok {
+		for i, part := range o.Owners {
+			if got, ok := parts[i][path]; ok {
 				owners = append(owners, part.Owner)
 				if !cmp.Equal(got, value) {
 					t.Fatalf("%s %s: %s sets %v, the whole has %v", o.ref(), path, part.Owner, got, value)
@@ -148,8 +151,8 @@ func checkParts(t *rapid.T, p *planner, o object, owned map[string]string) {
 			}
 		}
 	}
-	for _, part := range o.Owners {
-		for path := range flatten(part.Fields) {
+	for i, part := range o.Owners {
+		for path := range parts[i] {
 			if _, ok := whole[path]; !ok {
 				t.Fatalf("%s %s of %s is not in the whole", o.ref(), path, part.Owner)
 			}

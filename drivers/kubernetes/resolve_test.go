@@ -1,12 +1,16 @@
 package kubernetes
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -16,13 +20,19 @@ import (
 )
 
 // patience is how long a test waits for what should be there in a moment.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-end.C:
 			t.Fatalf("%s: not within %s", what, patience)
+		case <-tick.C:
 		}
 	}
 }
@@ -44,11 +54,24 @@ func onCluster(t *testing.T, c *kubetest.Cluster, labels map[string]string, chan
 			t.Error(err)
 		}
 	})
+	return &planner{Driver: d, schema: schemaOf(t, d)}
+}
+
+// schemas are those that tests have compiled, which takes longer than all else of many a test.
+var schemas sync.Map
+
+func schemaOf(t testing.TB, d *Driver) *plan.Schema {
+	t.Helper()
+	key := fmt.Sprint(d.about.Points) // the kinds are those that the points are of
+	if s, there := schemas.Load(key); there {
+		return s.(*plan.Schema)
+	}
 	s, err := plan.NewSchema(d.about.Kinds, d.about.Points, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &planner{Driver: d, schema: s}
+	schemas.Store(key, s)
+	return s
 }
 
 // with returns the plan of the usual request with what an extension contributes.
@@ -66,40 +89,45 @@ func (p *planner) resolve(t *testing.T, of, ws *plan.Plan) error {
 	return p.Resolve(t.Context(), &driver.ResolveRequest{Identity: testID, Plan: of, Workspace: ws})
 }
 
-// put writes objects with kubectl, into a namespace.
-func put(t *testing.T, c *kubetest.Cluster, namespace, manifest string) {
-	t.Helper()
-	if _, err := c.TryKubectl(manifest, "apply", "--namespace="+namespace, "--filename=-"); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func putQuota(t *testing.T, c *kubetest.Cluster, namespace, hard string) {
 	t.Helper()
-	put(t, c, namespace, "{apiVersion: v1, kind: ResourceQuota, metadata: {name: all}, spec: {hard: {"+hard+"}}}")
+	c.Put(t, namespace, "{apiVersion: v1, kind: ResourceQuota, metadata: {name: all}, spec: {hard: {"+hard+"}}}")
 	until(t, "the quota is in force", func() bool {
-		return strings.Contains(c.Kubectl(t, "get", "resourcequota", "all", "--namespace="+namespace, "--output=jsonpath={.status.hard}"), ":")
+		q, err := c.Client().CoreV1().ResourceQuotas(namespace).Get(t.Context(), "all", metav1.GetOptions{})
+		return err == nil && len(q.Status.Hard) > 0
 	})
+}
+
+// policy has the server refuse what an expression says no to, of what rules say of a namespace, until the test ends; it waits
+// until probe is refused.
+func policy(t *testing.T, c *kubetest.Cluster, namespace, rules, validations string, probe func() error) {
+	t.Helper()
+	c.Put(t, namespace, fmt.Sprintf(`
+{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicy, metadata: {name: %[1]s}, spec: {
+  matchConstraints: {resourceRules: [%[2]s]}, validations: [%[3]s]}}
+---
+{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicyBinding, metadata: {name: %[1]s}, spec: {
+  policyName: %[1]s, validationActions: [Deny], matchResources: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %[1]s}}}}}`, namespace, rules, validations))
+	t.Cleanup(func() {
+		ctx, all := context.WithoutCancel(t.Context()), c.Client().AdmissionregistrationV1()
+		err := errors.Join(all.ValidatingAdmissionPolicyBindings().Delete(ctx, namespace, metav1.DeleteOptions{}), all.ValidatingAdmissionPolicies().Delete(ctx, namespace, metav1.DeleteOptions{}))
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	until(t, "the policy is in force", func() bool { return probe() != nil })
 }
 
 // denyPods puts up a policy that refuses pods in a namespace, and waits until it does.
 func denyPods(t *testing.T, c *kubetest.Cluster, namespace, expression string, probe func() error) {
 	t.Helper()
-	put(t, c, namespace, fmt.Sprintf(`
-{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicy, metadata: {name: %[1]s}, spec: {
-  matchConstraints: {resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}]},
-  validations: [{expression: %[2]q, message: "the house says no"}]}}
----
-{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicyBinding, metadata: {name: %[1]s}, spec: {
-  policyName: %[1]s, validationActions: [Deny], matchResources: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %[1]s}}}}}`, namespace, expression))
-	t.Cleanup(func() {
-		c.Kubectl(t, "delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", namespace)
-	})
-	until(t, "the policy is in force", func() bool { return probe() != nil })
+	policy(t, c, namespace, `{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}`,
+		fmt.Sprintf(`{expression: %q, message: "the house says no"}`, expression), probe)
 }
 
 // What the cluster would refuse is refused before anything is held, and nothing is stored by asking.
 func TestResolveAsksTheCluster(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Use(t, kubetest.Beta)
 	service := func(port int64) plan.Object {
 		return contribute(kindService, "web", m{"spec": m{"ports": []any{m{"port": port, "protocol": "TCP"}}}})[0]
@@ -121,7 +149,7 @@ func TestResolveAsksTheCluster(t *testing.T) {
 		{name: "a quota of objects", set: func(t *testing.T, p *planner) { putQuota(t, c, p.cfg.Namespace, "services: 0") },
 			plan: []plan.Object{service(80)}, want: fault.ResourceExhausted, says: []string{"the cluster refuses Service/web", "exceeded quota"}},
 		{name: "a limit range", set: func(t *testing.T, p *planner) {
-			put(t, c, p.cfg.Namespace, "{apiVersion: v1, kind: LimitRange, metadata: {name: small}, spec: {limits: [{type: Container, max: {memory: 1Mi}}]}}")
+			c.Put(t, p.cfg.Namespace, "{apiVersion: v1, kind: LimitRange, metadata: {name: small}, spec: {limits: [{type: Container, max: {memory: 1Mi}}]}}")
 			until(t, "the limit range is in force", func() bool { return p.Resolve(t.Context(), probe(t, p)) != nil })
 		}, want: fault.FailedPrecondition, says: []string{"maximum memory usage per Container is 1Mi"}},
 		{name: "an admission policy", set: func(t *testing.T, p *planner) {
@@ -135,7 +163,7 @@ func TestResolveAsksTheCluster(t *testing.T) {
 		{name: "an account that is not there", plan: pod(nil, m{"serviceAccountName": "nobody"}), want: fault.FailedPrecondition, says: []string{`serviceaccount "nobody" not found`}},
 		{name: "an account of the plan's own", plan: append(pod(nil, m{"serviceAccountName": "boxes"}), contribute(kindServiceAccount, "boxes", m{"automountServiceAccountToken": false})...)},
 		{name: "somebody's object in the way", set: func(t *testing.T, p *planner) {
-			put(t, c, p.cfg.Namespace, "{apiVersion: v1, kind: ConfigMap, metadata: {name: team-a--box--conf}}")
+			c.Put(t, p.cfg.Namespace, "{apiVersion: v1, kind: ConfigMap, metadata: {name: team-a--box--conf}}")
 		}, plan: contribute(kindConfigMap, "conf", m{"data": m{"a": "b"}}), want: fault.Conflict, says: []string{"team-a--box--conf is in the way"}},
 		{name: "a claim of a class that is not there", plan: append(pod(nil, m{"resourceClaims": []any{m{"name": "gpu", "resourceClaimName": "gpu"}}}),
 			contribute(kindResourceClaim, "gpu", m{"spec": m{"devices": m{"requests": []any{m{"name": "one", "exactly": m{"deviceClassName": "gpu.example.com"}}}}}})...)},
@@ -187,11 +215,12 @@ func probe(t *testing.T, p *planner, objects ...plan.Object) *driver.ResolveRequ
 
 // The account has the rights that its role gives, and a plan that needs more is refused.
 func TestResolveNeedsItsRights(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Use(t, kubetest.Beta)
 	ns := c.Namespace(t, nil)
 	user := "driver-" + ns
 	kubeconfig := c.Kubeconfig(t, user)
-	put(t, c, ns, fmt.Sprintf(`
+	c.Put(t, ns, fmt.Sprintf(`
 {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: driver}, rules: [
   {apiGroups: [agents.x-k8s.io], resources: [sandboxes], verbs: ["*"]},
   {apiGroups: [""], resources: [pods, configmaps], verbs: ["*"]}, {apiGroups: [""], resources: [namespaces], verbs: [get]}]}
@@ -199,8 +228,7 @@ func TestResolveNeedsItsRights(t *testing.T) {
 {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: driver}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: driver},
   subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: %s}]}`, user))
 	until(t, "the role is in force", func() bool {
-		_, err := c.TryKubectl("", "auth", "can-i", "list", "pods", "--namespace="+ns, "--as="+user)
-		return err == nil
+		return c.May(t, user, "list", "pods", ns)
 	})
 	p := onCluster(t, c, nil, func(cfg *Config) { cfg.Kubeconfig, cfg.Namespace = kubeconfig, ns })
 	if hasFeature(p.about.Features, featureNamespace) || !strings.Contains(p.about.Missing[featureNamespace], "may not list") {
@@ -222,6 +250,7 @@ func TestResolveNeedsItsRights(t *testing.T) {
 
 // After late contributions only what they changed is asked about, and a refusal comes all the same.
 func TestLateContributionsAreJudged(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Use(t, kubetest.Beta)
 	ns := c.Namespace(t, nil)
 	user := "late-" + ns
@@ -272,10 +301,11 @@ func TestLateContributionsAreJudged(t *testing.T) {
 
 // A policy that reads the user judges whom it will judge: who makes the pods, where the driver may speak for that.
 func TestPodsAreJudgedInTheirMakersName(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Use(t, kubetest.Beta)
 	ns := c.Namespace(t, nil)
 	maker := "system:serviceaccount:" + ns + ":controller"
-	put(t, c, ns, fmt.Sprintf(`
+	c.Put(t, ns, fmt.Sprintf(`
 {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: controller}, rules: [{apiGroups: [""], resources: [pods], verbs: [create]}]}
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: controller}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: controller},
@@ -293,6 +323,7 @@ func TestPodsAreJudgedInTheirMakersName(t *testing.T) {
 
 // Where the namespace is new, the schema alone can judge; where it is somebody else's, that has to allow it.
 func TestWhereASandboxMayBe(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Use(t, kubetest.Beta)
 	managed := onCluster(t, c, nil, func(cfg *Config) { cfg.Mode = Managed })
 	if err := managed.resolve(t, managed.base(t, request()), managed.workspace(t)); err != nil {

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/dynamic"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -39,7 +39,7 @@ func newStage(t *testing.T, c *kubetest.Cluster, change func(*Config)) *stage {
 	})
 	s := &stage{planner: p, c: c, id: testID}
 	s.id.ID = "id-" + p.cfg.Namespace
-	put(t, c, p.cfg.Namespace, `
+	c.Put(t, p.cfg.Namespace, `
 {apiVersion: v1, kind: Secret, metadata: {name: registry}, stringData: {a: b}}
 ---
 {apiVersion: v1, kind: ConfigMap, metadata: {name: theirs, labels: {`+managedByLabel+`: openshell}}, data: {a: b}}
@@ -106,10 +106,6 @@ func (s *stage) untouched(t *testing.T) {
 // dump is every object of the namespace, as it is stored. What a quota has counted, the server writes when it likes.
 func (s *stage) dump(t *testing.T) string {
 	t.Helper()
-	client, err := dynamic.NewForConfig(s.c.Config())
-	if err != nil {
-		t.Fatal(err)
-	}
 	var out strings.Builder
 	kinds := append([]resource{podResource}, resources...)
 	if !s.pods() {
@@ -119,7 +115,7 @@ func (s *stage) dump(t *testing.T) string {
 		if !r.namespaced || r.gvk.Kind == kindResourceQuota {
 			continue
 		}
-		all, err := client.Resource(r.gvr).Namespace(s.cfg.Namespace).List(t.Context(), metav1.ListOptions{})
+		all, err := s.c.Dynamic().Resource(r.gvr).Namespace(s.cfg.Namespace).List(t.Context(), metav1.ListOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,29 +156,24 @@ func name(r resource) string {
 	return r.gvr.Resource + "." + r.gvk.Group
 }
 
-// policy has the server refuse what an expression says no to, once probe has seen that it does.
+// policy has the server refuse what an expression says no to.
 func (s *stage) policy(t *testing.T, expression string) {
 	t.Helper()
-	ns := s.cfg.Namespace
-	put(t, s.c, ns, fmt.Sprintf(`
-{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicy, metadata: {name: %[1]s}, spec: {
-  matchConstraints: {resourceRules: [{apiGroups: ["*"], apiVersions: ["*"], operations: [CREATE, UPDATE], resources: ["*"]}]},
-  validations: [{expression: %[2]q, message: "the house says no"}, {expression: "object.metadata.name != 'probe'"}]}}
----
-{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicyBinding, metadata: {name: %[1]s}, spec: {
-  policyName: %[1]s, validationActions: [Deny], matchResources: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %[1]s}}}}}`, ns, expression))
-	t.Cleanup(func() { s.c.Kubectl(t, "delete", "validatingadmissionpolicy,validatingadmissionpolicybinding", ns) })
-	until(t, "the policy is in force", func() bool {
-		_, err := s.c.TryKubectl("{apiVersion: v1, kind: ConfigMap, metadata: {name: probe}}", "create", "--namespace="+ns, "--dry-run=server", "--filename=-")
-		return err != nil
-	})
+	policy(t, s.c, s.cfg.Namespace, `{apiGroups: ["*"], apiVersions: ["*"], operations: [CREATE, UPDATE], resources: ["*"]}`,
+		fmt.Sprintf(`{expression: %q, message: "the house says no"}, {expression: "object.metadata.name != 'probe'"}`, expression), func() error {
+			_, err := s.c.Client().CoreV1().ConfigMaps(s.cfg.Namespace).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "probe"}},
+				metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			return err
+		})
 }
 
 // An apply that fails, at each object of the plan in turn, for each reason that there is: what was made is removed, and
 // what was there before is as it was, byte for byte.
 func TestACreateThatFailsIsUndone(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []kubetest.Kind{kubetest.Beta, kubetest.Plain} {
 		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
 			c := kubetest.Use(t, kind)
 			places := newStage(t, c, nil).places(t)
 			if kind == kubetest.Plain { // what is beside the pod is made as it is beside a Sandbox
@@ -190,6 +181,7 @@ func TestACreateThatFailsIsUndone(t *testing.T) {
 			}
 			for _, at := range places {
 				t.Run(name(at), func(t *testing.T) {
+					t.Parallel()
 					t.Run("quota", func(t *testing.T) { t.Parallel(); failsByQuota(t, newStage(t, c, nil), at) })
 					t.Run("policy", func(t *testing.T) { t.Parallel(); failsByPolicy(t, newStage(t, c, nil), at) })
 					t.Run("rights", func(t *testing.T) { t.Parallel(); failsByRights(t, c, at) })
@@ -229,15 +221,14 @@ func failsByRights(t *testing.T, c *kubetest.Cluster, at resource) {
 		}
 		fmt.Fprintf(&rules, "{apiGroups: [%q], resources: [%s], verbs: [%s]},", r.gvk.Group, r.gvr.Resource, verbs)
 	}
-	put(t, c, ns, fmt.Sprintf(`
+	c.Put(t, ns, fmt.Sprintf(`
 {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: driver}, rules: [%s]}
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: driver}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: driver},
   subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: %s}]}`, rules.String(), user))
 	kubeconfig := c.Kubeconfig(t, user)
 	until(t, "the role is in force", func() bool {
-		_, err := c.TryKubectl("", "auth", "can-i", "list", "pods", "--namespace="+ns, "--as="+user)
-		return err == nil
+		return c.May(t, user, "list", "pods", ns)
 	})
 	s := newStage(t, c, func(cfg *Config) { cfg.Kubeconfig, cfg.Namespace = kubeconfig, ns })
 	if err := s.create(t); !fault.Is(err, fault.FailedPrecondition) || !strings.Contains(err.Error(), "is forbidden: User") {
@@ -290,11 +281,12 @@ func (s *stage) theirs(t *testing.T, o m) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	put(t, s.c, s.cfg.Namespace, string(raw))
+	s.c.Put(t, s.cfg.Namespace, string(raw))
 }
 
 // The Sandbox is there, suspended, and what an extension has to say of it, or that it is to run, is refused.
 func TestAnApplyOverTheSandboxThatFailsIsUndone(t *testing.T) {
+	t.Parallel()
 	c := kubetest.Use(t, kubetest.Beta)
 	for what, expression := range map[string]string{
 		"an extension's fields": "!has(request.options.fieldManager) || request.options.fieldManager != 'sandgate-x'",
@@ -316,6 +308,7 @@ func TestAnApplyOverTheSandboxThatFailsIsUndone(t *testing.T) {
 // in doubt, and is undone when the server is back. Once it is away for 20 s, and the driver waits: the create goes on. The
 // controller that lets go of volume claims needs half a minute to see that the server is back; so one of them is enough.
 func TestAServerThatGoesAwayDuringACreate(t *testing.T) {
+	t.Parallel()
 	c := kubetest.New(t, kubetest.Beta)
 	places := newStage(t, c, nil).places(t)
 	stages := make([]*stage, len(places)+1) // made before: a namespace is not ready for half a minute after the server was away
@@ -350,11 +343,7 @@ func TestAServerThatGoesAwayDuringACreate(t *testing.T) {
 // createWithout creates while the API server goes away, from when an object of that kind is there.
 func (s *stage) createWithout(t *testing.T, at resource, away time.Duration) error {
 	t.Helper()
-	client, err := dynamic.NewForConfig(s.c.Config())
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := client.Resource(at.gvr).Namespace(s.cfg.Namespace).Watch(t.Context(), metav1.ListOptions{LabelSelector: s.ours(s.id.ID)})
+	w, err := s.c.Dynamic().Resource(at.gvr).Namespace(s.cfg.Namespace).Watch(t.Context(), metav1.ListOptions{LabelSelector: s.ours(s.id.ID)})
 	if err != nil {
 		t.Fatal(err)
 	}

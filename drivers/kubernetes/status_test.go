@@ -13,6 +13,7 @@ import (
 
 // What keeps a pod from running, and how it ended, is said in words that people can act on.
 func TestStatusSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		fault, with string
 		state       driver.State
@@ -98,6 +99,7 @@ func TestEventsArePassedOn(t *testing.T) {
 // Whatever of a sandbox somebody else removes, the driver says so, nothing of it is left to run, and its calls come to an
 // end.
 func TestSomebodyElseRemovesThings(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel()

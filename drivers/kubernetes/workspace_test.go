@@ -72,6 +72,7 @@ func (w *tenancy) box(t *testing.T, name string) *driver.CreateRequest {
 
 // In every mode a sandbox lives in its workspace, what is the workspace's outlives it, and in the end nothing is left.
 func TestWorkspacesInEveryMode(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{Shared, Managed, Operator} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
@@ -13,13 +14,15 @@ import (
 	"testing"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -30,6 +33,9 @@ func (c *Cluster) Config() *rest.Config { return rest.CopyConfig(c.config) }
 
 // Client returns the administrator's client.
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
+
+// Dynamic returns the administrator's client for objects of any kind.
+func (c *Cluster) Dynamic() dynamic.Interface { return c.dynamic }
 
 // ConfigOf reads a kubeconfig, without a limit to the rate of calls, and without warnings.
 func (c *Cluster) ConfigOf(kubeconfig string) (*rest.Config, error) {
@@ -87,8 +93,53 @@ func (c *Cluster) TryKubectl(input string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// Namespace makes a namespace in which pods may be made, and deletes it when the test ends, without waiting for that: it
-// takes 5 s.
+// Put writes objects as somebody else would, with an apply that takes over what is there: those that say no namespace into
+// the one that is given.
+func (c *Cluster) Put(tb testing.TB, namespace, manifest string) {
+	tb.Helper()
+	kinds, err := c.resources()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(tb.Context(), patience)
+	defer cancel()
+	for all := yaml.NewYAMLOrJSONDecoder(strings.NewReader(manifest), 4096); ; {
+		o := &unstructured.Unstructured{}
+		if err := all.Decode(o); errors.Is(err, io.EOF) {
+			return
+		} else if err != nil {
+			tb.Fatalf("%v in %s", err, manifest)
+		}
+		gvk := o.GroupVersionKind()
+		at := slices.IndexFunc(kinds, func(r metav1.APIResource) bool {
+			return r.Group == gvk.Group && r.Kind == gvk.Kind
+		})
+		if at < 0 {
+			tb.Fatalf("the cluster has no %s", gvk)
+		}
+		if kinds[at].Namespaced && o.GetNamespace() == "" {
+			o.SetNamespace(namespace)
+		}
+		to := c.dynamic.Resource(gvk.GroupVersion().WithResource(kinds[at].Name)).Namespace(o.GetNamespace())
+		if _, err := to.Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: "somebody", Force: true}); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// May reports whether RBAC lets a user do something in a namespace.
+func (c *Cluster) May(tb testing.TB, user, verb, resource, namespace string) bool {
+	tb.Helper()
+	r, err := c.client.AuthorizationV1().SubjectAccessReviews().Create(tb.Context(), &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+		User: user, ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: verb, Resource: resource, Namespace: namespace}}}, metav1.CreateOptions{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return r.Status.Allowed
+}
+
+// Namespace makes a namespace in which pods may be made. It goes with the cluster: to delete one takes the servers a
+// hundred calls.
 func (c *Cluster) Namespace(tb testing.TB, labels map[string]string) string {
 	tb.Helper()
 	c.mu.Lock()
@@ -100,12 +151,6 @@ func (c *Cluster) Namespace(tb testing.TB, labels map[string]string) string {
 	if _, err := c.client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{}); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() {
-		err := c.client.CoreV1().Namespaces().Delete(context.Background(), name, metav1.DeleteOptions{})
-		if err != nil && !apierrors.IsNotFound(err) {
-			tb.Error(err)
-		}
-	})
 	if err := c.until(ctx, "kube-controller-manager", func() bool { return c.hasServiceAccount(ctx, name) }); err != nil {
 		tb.Fatal(err)
 	}
@@ -117,36 +162,61 @@ func (c *Cluster) hasServiceAccount(ctx context.Context, namespace string) bool 
 	return err == nil
 }
 
+// resources are the kinds of objects that the cluster has, each in the version that it prefers. They stay the same.
+func (c *Cluster) resources() ([]metav1.APIResource, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.kinds != nil {
+		return c.kinds, nil
+	}
+	lists, err := discovery.ServerPreferredResources(c.client.Discovery())
+	if err != nil {
+		return nil, err
+	}
+	for _, list := range lists {
+		group, err := schema.ParseGroupVersion(list.GroupVersion)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range list.APIResources {
+			r.Group, r.Version = group.Group, group.Version
+			c.kinds = append(c.kinds, r)
+		}
+	}
+	return c.kinds, nil
+}
+
 // Inventory lists all that is stored, events and leases left out: "resource.group namespace/name uid", sorted. Without
 // namespaces it is of the whole cluster.
 func (c *Cluster) Inventory(tb testing.TB, namespaces ...string) []string {
 	tb.Helper()
-	client, err := metadata.NewForConfig(c.config)
+	kinds, err := c.resources()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	lists, err := discovery.ServerPreferredResources(c.client.Discovery())
-	if err != nil {
-		tb.Fatal(err)
+	in := slices.Compact(slices.Sorted(slices.Values(namespaces)))
+	if len(in) == 0 {
+		in = []string{""}
 	}
 	var all []string
-	for _, list := range lists {
-		group, err := schema.ParseGroupVersion(list.GroupVersion)
-		if err != nil {
-			tb.Fatal(err)
+	for _, r := range kinds {
+		own := r.Name == "namespaces" && len(namespaces) > 0
+		if !slices.Contains(r.Verbs, "list") || !slices.Contains(r.Verbs, "delete") || r.Name == "events" || r.Name == "leases" ||
+			!r.Namespaced && len(namespaces) > 0 && !own {
+			continue
 		}
-		for _, r := range list.APIResources {
-			if !slices.Contains(r.Verbs, "list") || !slices.Contains(r.Verbs, "delete") || r.Name == "events" || r.Name == "leases" {
-				continue
+		gvr := schema.GroupVersionResource{Group: r.Group, Version: r.Version, Resource: r.Name}
+		for _, ns := range in {
+			opts := metav1.ListOptions{}
+			if own {
+				ns, opts.FieldSelector = "", "metadata.name="+ns
 			}
-			found, err := client.Resource(group.WithResource(r.Name)).List(tb.Context(), metav1.ListOptions{})
+			found, err := c.metadata.Resource(gvr).Namespace(ns).List(tb.Context(), opts)
 			if err != nil {
 				tb.Fatalf("list %s: %v", r.Name, err)
 			}
 			for _, o := range found.Items {
-				if len(namespaces) == 0 || slices.Contains(namespaces, o.Namespace) || r.Name == "namespaces" && slices.Contains(namespaces, o.Name) {
-					all = append(all, fmt.Sprintf("%s %s/%s %s", group.WithResource(r.Name).GroupResource(), o.Namespace, o.Name, o.UID))
-				}
+				all = append(all, fmt.Sprintf("%s %s/%s %s", gvr.GroupResource(), o.Namespace, o.Name, o.UID))
 			}
 		}
 	}
@@ -168,16 +238,25 @@ type Call struct {
 	At        time.Time
 }
 
-// Calls returns the requests of a user that the API server's audit log has, oldest first.
-func (c *Cluster) Calls(tb testing.TB, user string) []Call {
+// Audit returns the API server's audit log: who has asked for what, and what it was answered, without the objects.
+func (c *Cluster) Audit(tb testing.TB) []byte {
 	tb.Helper()
 	raw, err := os.ReadFile(c.path("audit.log"))
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return raw
+}
+
+// Calls returns the requests of a user that the API server's audit log has, oldest first.
+func (c *Cluster) Calls(tb testing.TB, user string) []Call {
+	tb.Helper()
 	var calls []Call
 	seen := map[string]bool{}
-	for line := range bytes.Lines(raw) {
+	for line := range bytes.Lines(c.Audit(tb)) {
+		if !bytes.Contains(line, []byte(user)) { // most are not, and the log is long
+			continue
+		}
 		var e struct {
 			AuditID                string
 			Verb                   string

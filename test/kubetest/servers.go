@@ -12,7 +12,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 )
 
@@ -34,7 +37,10 @@ type Cluster struct {
 	mu        sync.Mutex
 	servers   map[string]*server
 	client    *kubernetes.Clientset
+	dynamic   dynamic.Interface
+	metadata  metadata.Interface
 	config    *rest.Config
+	kinds     []metav1.APIResource // nil: not asked for yet
 	namespace int
 }
 
@@ -125,7 +131,12 @@ func (c *Cluster) prepare() (err error) {
 	if c.config, err = c.ConfigOf(c.Admin); err != nil {
 		return err
 	}
-	c.client, err = kubernetes.NewForConfig(c.config)
+	if c.client, err = kubernetes.NewForConfig(c.config); err == nil {
+		c.dynamic, err = dynamic.NewForConfig(c.config)
+	}
+	if err == nil {
+		c.metadata, err = metadata.NewForConfig(c.config)
+	}
 	return err
 }
 

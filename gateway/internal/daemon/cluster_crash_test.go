@@ -122,6 +122,7 @@ contexts: [{name: x, context: {cluster: c, user: u}}]}`, address)
 
 // The gateway is killed before, during and after each call that changes the cluster, in each operation.
 func TestKilledAtEveryClusterCall(t *testing.T) {
+	t.Parallel()
 	for _, how := range []enginetest.How{enginetest.Before, enginetest.During, enginetest.After} {
 		t.Run(string(how), func(t *testing.T) {
 			c := kubetest.Use(t, kubetest.Beta) // not in parallel: it is brought up once

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/shared/sandbox"
+	"github.com/sandgate/sandgate/test/kubetest"
 )
 
 var clusterRate = flag.Bool("cluster-rate", false, "measure creates on Kubernetes: rate, calls of the API server, memory")
@@ -33,7 +34,7 @@ func TestClusterRate(t *testing.T) {
 	}
 	for _, dryRun := range []bool{false, true} {
 		t.Run(fmt.Sprintf("dry_run=%t", dryRun), func(t *testing.T) {
-			s := newClusterSite(t, clusterCases[0])
+			s := newClusterSite(t, kubetest.Use(t, kubetest.Beta), clusterCases[0])
 			path := filepath.Join(s.dir, "site.hcl")
 			raw, err := os.ReadFile(path)
 			if err == nil {

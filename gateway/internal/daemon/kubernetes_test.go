@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -124,9 +126,8 @@ type clusterSite struct {
 	calls  int // of the account, before
 }
 
-func newClusterSite(t *testing.T, tc clusterCase) *clusterSite {
+func newClusterSite(t *testing.T, c *kubetest.Cluster, tc clusterCase) *clusterSite {
 	t.Helper()
-	c := kubetest.Use(t, kubetest.Beta)
 	bin, err := examples()
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +191,8 @@ func (s *clusterSite) await(what string, ok func() bool) {
 func (s *clusterSite) create(name string) sandbox.Identity {
 	s.t.Helper()
 	h, id, err := s.d.engine.CreateSandbox(engine.CreateRequest{Driver: "acme", Workspace: "team-a", Name: name,
-		Spec: sandbox.Spec{Image: "registry.example/agent:1", Command: []string{"/bin/agent"}, Resources: sandbox.Resources{MilliCPU: 500}}})
+		Spec: sandbox.Spec{Image: "registry.example/agent:1", Command: []string{"/bin/agent"}, Resources: sandbox.Resources{MilliCPU: 500},
+			Token: []byte(clusterToken), Request: []byte(clusterLaunch)}})
 	if err == nil {
 		_, err = h.Wait(s.t.Context())
 	}
@@ -202,6 +204,70 @@ func (s *clusterSite) create(name string) sandbox.Identity {
 		return err == nil && sb.State == sandbox.Ready
 	})
 	return id
+}
+
+// What is secret of every sandbox here: its token, and what an OpenShell gateway's request has besides, launch authentication
+// in it.
+const (
+	clusterToken  = "the-t0ken-of-a-sandbox"
+	clusterLaunch = "how-a-launch-is-authenticated"
+)
+
+// secret reports whether a text has one of the secrets, as it is or as JSON has bytes.
+func secret(text []byte) bool {
+	return slices.ContainsFunc([]string{clusterToken, clusterLaunch}, func(s string) bool {
+		return bytes.Contains(text, []byte(s)) || bytes.Contains(text, []byte(base64.StdEncoding.EncodeToString([]byte(s))))
+	})
+}
+
+// secrets returns which objects of the cluster have one of the secrets anywhere: in their fields, in what says whose those
+// are, in an event.
+func (s *clusterSite) secrets() []string {
+	s.t.Helper()
+	kinds := slices.DeleteFunc(strings.Fields(s.c.Kubectl(s.t, "api-resources", "--verbs=list", "-o", "name")), func(kind string) bool { return kind == "componentstatuses" })
+	var all struct{ Items []json.RawMessage }
+	if err := json.Unmarshal([]byte(s.c.Kubectl(s.t, "get", strings.Join(kinds, ","), "-A", "-o", "json", "--show-managed-fields")), &all); err != nil {
+		s.t.Fatal(err)
+	}
+	var out []string
+	for _, raw := range all.Items {
+		var o struct {
+			Kind     string
+			Metadata metav1.ObjectMeta
+		}
+		if err := json.Unmarshal(raw, &o); err != nil {
+			s.t.Fatal(err)
+		}
+		if secret(raw) {
+			out = append(out, o.Kind+"/"+o.Metadata.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// told checks that the gateway has no secret in its log, its audit or what it keeps, nor the API server in its audit.
+func (s *clusterSite) told() {
+	s.t.Helper()
+	if secret(s.logs.Bytes()) {
+		s.t.Errorf("the gateway's log has a secret:\n%s", s.logs.String())
+	}
+	if secret(s.c.Audit(s.t)) {
+		s.t.Error("the API server's audit has a secret")
+	}
+	err := filepath.WalkDir(filepath.Join(s.dir, "data"), func(path string, f os.DirEntry, err error) error {
+		if err != nil || !f.Type().IsRegular() {
+			return err
+		}
+		raw, err := os.ReadFile(path)
+		if secret(raw) {
+			s.t.Errorf("%s has a secret", path)
+		}
+		return err
+	})
+	if err != nil {
+		s.t.Error(err)
+	}
 }
 
 // owners returns which field managers an object has, those of its status and of Kubernetes left out, sorted.
@@ -261,9 +327,11 @@ func (s *clusterSite) witness(ctx context.Context) (seen func() []string) {
 // Three extensions that have no credentials of the cluster, in each workspace mode, under the rights of scripts/kubernetes
 // alone: what each adds is its own in the cluster, no pod is ever without it, and nothing is left.
 func TestAChainInACluster(t *testing.T) {
+	t.Parallel()
+	c := kubetest.New(t, kubetest.Beta) // alone in it, so that all of it can be compared
 	for _, tc := range clusterCases {
 		t.Run(tc.name, func(t *testing.T) {
-			s := newClusterSite(t, tc)
+			s := newClusterSite(t, c, tc)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			seen := s.witness(ctx)
@@ -297,6 +365,13 @@ func TestAChainInACluster(t *testing.T) {
 			if want := box + "--devices 10.80.0.2/16 gold"; claim != want {
 				t.Errorf("the pod has %q, want %q", claim, want)
 			}
+			if diff := cmp.Diff([]string{"Secret/" + box + "--token", "Secret/" + tc.box + "two--token"}, s.secrets()); diff != "" {
+				t.Errorf("what has the sandboxes' secrets (-want +got):\n%s", diff)
+			}
+			audit, err := s.d.engine.Audit(t.Context(), "", 0)
+			if raw, jsonErr := json.Marshal(audit); err != nil || jsonErr != nil || len(audit) == 0 || secret(raw) {
+				t.Errorf("the audit has a secret, or nothing: %v, %v", err, jsonErr)
+			}
 			shared := s.c.Inventory(t, tc.namespace)
 			s.remove(one.ID)
 			gone := []string{"/" + box + " ", "/" + box + "--"}
@@ -319,6 +394,7 @@ func TestAChainInACluster(t *testing.T) {
 				t.Errorf("something is held: %+v", held)
 			}
 			s.end()
+			s.told()
 			all := seen()
 			if len(all) == 0 {
 				t.Error("the second client has seen no pod")

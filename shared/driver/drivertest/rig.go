@@ -65,9 +65,12 @@ func (r *rig) open() {
 	if r.about, err = r.d.Describe(r.Context()); err != nil {
 		r.Fatalf("Describe: %v", err)
 	}
-	if r.schema, err = plan.NewSchema(r.about.Kinds, r.about.Points, nil); err != nil {
-		r.Fatalf("compile the kinds: %v", err)
+	if r.f.schema == nil {
+		if r.f.schema, err = plan.NewSchema(r.about.Kinds, r.about.Points, nil); err != nil {
+			r.Fatalf("compile the kinds: %v", err)
+		}
 	}
+	r.schema = r.f.schema
 }
 
 // restart closes the driver and opens it again.

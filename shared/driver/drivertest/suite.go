@@ -9,6 +9,7 @@ import (
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/extension"
+	"github.com/sandgate/sandgate/shared/plan"
 )
 
 // Factory says how the suite gets at a driver, and what it can ask of it.
@@ -35,6 +36,8 @@ type Factory struct {
 	Subnet string
 	// Patience is how long the suite waits for what a driver does by itself; 0 for a minute.
 	Patience time.Duration
+
+	schema *plan.Schema // of the driver's kinds; compiled once, since that takes longer than many a check
 }
 
 // Commands are what the sandboxes of the suite run. Sleep is needed by Lifecycle, all of them by Workload.
