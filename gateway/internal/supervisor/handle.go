@@ -234,6 +234,9 @@ func (h *Handle) died(ctx context.Context, p *process, flight Flight) error {
 	case <-t.C:
 	case <-ctx.Done():
 	}
+	if why := p.why.Load(); why != nil {
+		return fault.New(fault.Unavailable, "extension %q was ended and is started again during %s: %s", h.spec.Name, flight, *why)
+	}
 	if exit := p.exit(); exit != nil {
 		return fault.New(fault.Unavailable, "extension %q exited during %s: %s%s", h.spec.Name, flight, exit, tail(exit.Stderr))
 	}

@@ -104,7 +104,6 @@ func (l *loop) attend(p *process) *process {
 			return l.recycle(req, p)
 		case s := <-h.stuck:
 			if s.proc == p {
-				_ = p.stop(h.cfg.Timing.Stop)
 				return l.replace(p, s.why)
 			}
 		case <-health.C:
@@ -112,7 +111,6 @@ func (l *loop) attend(p *process) *process {
 				continue
 			}
 			if missed = l.probe(p, missed); missed >= misses {
-				_ = p.stop(h.cfg.Timing.Stop)
 				return l.replace(p, fmt.Sprintf("it left %d health calls unanswered", missed))
 			}
 		}
@@ -226,9 +224,13 @@ func (l *loop) end(p *process, grace time.Duration) {
 	p.discard()
 }
 
-// replace reports the end of a process and makes the next one.
+// replace reports the end of a process and makes the next one. One that has not ended by itself is ended, because of why.
 func (l *loop) replace(p *process, why string) *process {
 	h := l.h
+	if why != "" {
+		p.why.Store(&why) // those whose calls end with it are told
+		_ = p.stop(h.cfg.Timing.Stop)
+	}
 	<-p.done
 	h.exited(p, why)
 	p.discard()

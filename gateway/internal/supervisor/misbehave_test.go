@@ -167,9 +167,17 @@ func TestFrozenIsReplaced(t *testing.T) {
 	if err := syscall.Kill(h.Status().PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	caller := make(chan error, 1)
+	go func() {
+		_, err := h.Call(r.ctx(), call(phase.BeforeCreate, "s0", ""))
+		caller <- err
+	}()
 	e := r.await("exit", func(e Event) bool { return e.Exit != nil })
 	if !strings.Contains(e.Reason, "3 health calls") {
 		t.Errorf("reason %q", e.Reason)
+	}
+	if err := <-caller; err == nil || !strings.Contains(err.Error(), "3 health calls") {
+		t.Errorf("the call in flight does not say that the gateway has ended it, and why: %v", err)
 	}
 	if _, err := h.Call(r.ctx(), call(phase.BeforeCreate, "s1", "")); err != nil {
 		t.Errorf("call of the next process: %v", err)

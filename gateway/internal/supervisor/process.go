@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -56,6 +57,7 @@ type process struct {
 	stop     func(time.Duration) error // see child.stop
 	busy     sync.WaitGroup            // the calls that it serves; see Handle.enter
 	discard  func()                    // gives back what the process had; after its end
+	why      atomic.Pointer[string]    // why it is ended, where that is not its own doing
 }
 
 // launch starts a process and returns when it has proved itself and said what it is. It takes the program over. On
