@@ -23,6 +23,7 @@ import (
 //	min:"…" max:"…"      the bounds of a number
 //	deprecated:"…"       what to use instead
 //	doc:"…"              one line for people
+//	example:"…"          a value, to be shown with it
 //
 // Several config words are separated by commas.
 func Schema(v any) (*extension.ConfigSchema, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -153,14 +154,19 @@ func (s *Server) ListResources(_ context.Context, r *gatewayv1.ListResourcesRequ
 
 func (s *Server) ListOperations(ctx context.Context, r *gatewayv1.ListOperationsRequest) (*gatewayv1.ListOperationsResponse, error) {
 	subject := r.GetSubject()
+	var unknown error
 	if subject != "" {
-		if sb, err := s.engine.Find(engine.Ref{IDOrName: subject}); err == nil {
+		var sb engine.Sandbox
+		if sb, unknown = s.engine.Find(engine.Ref{IDOrName: subject}); unknown == nil {
 			subject = sb.ID
 		}
 	}
 	ops, err := s.engine.Operations(ctx, subject)
 	if err != nil {
 		return nil, err
+	}
+	if len(ops) == 0 && unknown != nil && !strings.Contains(subject, "/") { // a bind without any has nothing to tell
+		return nil, unknown
 	}
 	if subject == "" {
 		owing, err := s.engine.Owing(ctx)

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 
+	lev "github.com/agext/levenshtein"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -114,6 +115,8 @@ func newRoot(env Env) *cobra.Command {
 		Long:          "Sandgate runs sandboxes on any driver and lets extensions take part in their lifecycle.\n\n" + exitCodes,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Args:          aCommand,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetArgs(env.Args)
 	root.SetIn(env.Stdin)
@@ -132,11 +135,25 @@ func newRoot(env Env) *cobra.Command {
 
 // noun makes a command that only groups others.
 func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error {
+	c := &cobra.Command{Use: use, Short: short, Args: aCommand, RunE: func(c *cobra.Command, _ []string) error {
 		return fmt.Errorf("%w: say what to do; see %s --help", errUsage, c.CommandPath())
 	}}
 	c.AddCommand(verbs...)
 	return c
+}
+
+// aCommand refuses what is none of a command's own commands, and says which may have been meant.
+func aCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	meant, nearest := "", 3
+	for _, sub := range c.Commands() {
+		if n := lev.Distance(args[0], sub.Name(), nil); n < nearest {
+			meant, nearest = fmt.Sprintf("did you mean %q? ", sub.Name()), n
+		}
+	}
+	return fmt.Errorf("%w: %s has no command %q; %ssee %s --help", errUsage, c.CommandPath(), args[0], meant, c.CommandPath())
 }
 
 // exactly is cobra.ExactArgs with an error of ours.
@@ -144,6 +161,24 @@ func exactly(names ...string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != len(names) {
 			return fmt.Errorf("%w: %s takes %s", errUsage, c.CommandPath(), strings.Join(append([]string{}, orNothing(names)...), " "))
+		}
+		return nil
+	}
+}
+
+func oneOrMore(name string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return fmt.Errorf("%w: %s takes %s", errUsage, c.CommandPath(), name)
+		}
+		return nil
+	}
+}
+
+func oneOrNone(name string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return fmt.Errorf("%w: %s takes %s or nothing", errUsage, c.CommandPath(), name)
 		}
 		return nil
 	}

@@ -97,11 +97,19 @@ func (c *client) with(ctx context.Context, fn func(context.Context, gatewayv1.Ga
 	return c.unanswered(fault.FromStatus(fn(ctx, gatewayv1.NewGatewayClient(conn))))
 }
 
-// unanswered says it where an error means that no gateway was reached. The gateway's own errors may tell of a
-// connection, too, one to an extension say, but do not begin so.
+// unanswered says it where an error means that no gateway was reached, or that it went away. The gateway's own errors may
+// tell of a connection, too, one to an extension say, but do not begin so.
 func (c *client) unanswered(err error) error {
-	if fault.Is(err, fault.Unavailable) && strings.HasPrefix(err.Error(), "connection error: ") {
-		return fault.New(fault.Unavailable, "no gateway answers at %s; is `sandgate gateway` running, and does SANDGATE_ADDR name it? (%v)", c.address(), err)
+	if !fault.Is(err, fault.Unavailable) {
+		return err
 	}
-	return err
+	switch said := err.Error(); {
+	case strings.HasPrefix(said, "error reading from server: "):
+		return fault.New(fault.Unavailable, "the gateway at %s went away before it had answered; what it has accepted goes on when it is back: see sandgate operation list (%v)", c.address(), err)
+	case !strings.HasPrefix(said, "connection error: "):
+		return err
+	case strings.HasSuffix(said, `: permission denied"`):
+		return fault.New(fault.Denied, "%s is not open to this user: it is for the one that the gateway runs as, and for root (%v)", c.address(), err)
+	}
+	return fault.New(fault.Unavailable, "no gateway answers at %s; is `sandgate gateway` running, and does SANDGATE_ADDR name it? (%v)", c.address(), err)
 }

@@ -19,7 +19,14 @@ func extensionCommand(env Env, c *client) *cobra.Command {
 	disable := &cobra.Command{Use: "disable NAME", Short: "Stop calling an extension's setup phases, at once; its releases go on", Args: exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.with(cmd.Context(), func(ctx context.Context, g gatewayv1.GatewayClient) error {
-				_, err := g.DisableExtension(ctx, &gatewayv1.DisableExtensionRequest{Name: args[0], Bypass: bypass})
+				if _, err := g.DisableExtension(ctx, &gatewayv1.DisableExtensionRequest{Name: args[0], Bypass: bypass}); err != nil {
+					return err
+				}
+				meanwhile := "creates and starts fail where its bind is fail_closed"
+				if bypass {
+					meanwhile = "creates and starts go on without it"
+				}
+				_, err := fmt.Fprintf(env.Stdout, "%s is disabled: %s, until sandgate extension enable %[1]s\n", args[0], meanwhile)
 				return err
 			})
 		}}

@@ -171,7 +171,7 @@ func validateCommand(env Env) *cobra.Command {
 	var launch, dev bool
 	var out format
 	cmd := &cobra.Command{
-		Use: "validate PATH...", Short: "Check a configuration", Args: cobra.MinimumNArgs(1),
+		Use: "validate PATH...", Short: "Check a configuration", Args: oneOrMore("PATH..."),
 		Long: "Checks a configuration: exits with 0 or 1 and starts nothing. What an extension takes in its\nconfig block is known from when its program was last started, by a gateway or by --launch; where it is not, a warning\nsays so. With --launch it launches the extensions and negotiates with them too, and ends them again.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			findings, err := check(cmd.Context(), args, launch, dev)
@@ -218,7 +218,7 @@ func check(ctx context.Context, paths []string, launch, dev bool) (*config.Findi
 
 func fmtCommand(env Env) *cobra.Command {
 	var checkOnly bool
-	cmd := &cobra.Command{Use: "fmt PATH...", Short: "Write configurations in canonical form", Args: cobra.MinimumNArgs(1), RunE: func(_ *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: "fmt PATH...", Short: "Write configurations in canonical form", Args: oneOrMore("PATH..."), RunE: func(_ *cobra.Command, args []string) error {
 		changed := false
 		for _, path := range args {
 			src, err := os.ReadFile(path)

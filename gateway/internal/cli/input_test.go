@@ -133,21 +133,27 @@ func TestTheCommandLineRefuses(t *testing.T) {
 		code int
 		args []string
 	}{
-		"--cpu":          {exitUsage, []string{"sandbox", "create", "--cpu", "-1", "--", "true"}},
-		"--memory":       {exitUsage, []string{"sandbox", "create", "--memory", "lots", "--", "true"}},
-		"--env":          {exitUsage, []string{"sandbox", "create", "--env", "NOT_SET_ANYWHERE", "--", "true"}},
-		"-o":             {exitUsage, []string{"sandbox", "create", "-o", "xml", "--", "true"}},
-		"unknown flag":   {exitUsage, []string{"sandbox", "list", "--nope"}},
-		"NAME":           {exitUsage, []string{"sandbox", "get"}},
-		"name:":          {exitRefused, []string{"sandbox", "create", "--name", "Not A Name", "--", "true"}},
-		"driver_config":  {exitRefused, []string{"sandbox", "create", "--driver-config-json", "[", "--", "true"}},
-		"no sandbox":     {exitNotFound, []string{"sandbox", "delete", "nobody"}},
-		"no driver":      {exitNotFound, []string{"driver", "inspect", "nobody"}},
-		"no extension":   {exitNotFound, []string{"extension", "disable", "nobody"}},
-		"no workspace":   {exitNotFound, []string{"workspace", "get", "nobody", "--driver", "native"}},
-		"--config":       {exitUsage, []string{"gateway"}},
-		"SANDGATE_ADDR":  {exitUnavailable, []string{"sandbox", "list", "--addr", "unix:///nowhere.sock"}},
-		"tcp://host:por": {exitRefused, []string{"sandbox", "list", "--addr", "http://x"}},
+		"--cpu":           {exitUsage, []string{"sandbox", "create", "--cpu", "-1", "--", "true"}},
+		"--memory":        {exitUsage, []string{"sandbox", "create", "--memory", "lots", "--", "true"}},
+		"--env":           {exitUsage, []string{"sandbox", "create", "--env", "NOT_SET_ANYWHERE", "--", "true"}},
+		"-o":              {exitUsage, []string{"sandbox", "create", "-o", "xml", "--", "true"}},
+		"unknown flag":    {exitUsage, []string{"sandbox", "list", "--nope"}},
+		"NAME":            {exitUsage, []string{"sandbox", "get"}},
+		"NAME or nothing": {exitUsage, []string{"sandbox", "watch", "a", "b"}},
+		"PATH":            {exitUsage, []string{"config", "validate"}},
+		"mean \"list\"":   {exitUsage, []string{"sandbox", "lst"}},
+		"\"sandbx\"":      {exitUsage, []string{"sandbx", "list"}},
+		"\"typo\"":        {exitNotFound, []string{"operation", "list", "--of", "typo"}},
+		"in workspace":    {exitNotFound, []string{"sandbox", "get", "nobody", "--workspace", "team-a"}},
+		"name:":           {exitRefused, []string{"sandbox", "create", "--name", "Not A Name", "--", "true"}},
+		"driver_config":   {exitRefused, []string{"sandbox", "create", "--driver-config-json", "[", "--", "true"}},
+		"no sandbox":      {exitNotFound, []string{"sandbox", "delete", "nobody"}},
+		"no driver":       {exitNotFound, []string{"driver", "inspect", "nobody"}},
+		"no extension":    {exitNotFound, []string{"extension", "disable", "nobody"}},
+		"no workspace":    {exitNotFound, []string{"workspace", "get", "nobody"}}, // there is one driver, so it is meant
+		"--config":        {exitUsage, []string{"gateway"}},
+		"SANDGATE_ADDR":   {exitUnavailable, []string{"sandbox", "list", "--addr", "unix:///nowhere.sock"}},
+		"tcp://host:por":  {exitRefused, []string{"sandbox", "list", "--addr", "http://x"}},
 	} {
 		if said := s.refused(c.code, c.args...); !strings.Contains(said, says) {
 			t.Errorf("%v does not say %q: %s", c.args, says, said)

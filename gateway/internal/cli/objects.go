@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -34,7 +36,11 @@ func workspaceCommand(env Env, c *client) *cobra.Command {
 	var driver string
 	get := fetch(env, c, "get NAME", "Show a workspace and the plan of its objects", exactly("NAME"),
 		func(ctx context.Context, g gatewayv1.GatewayClient, args []string) (*gatewayv1.Workspace, error) {
-			return g.GetWorkspace(ctx, &gatewayv1.WorkspaceRef{Driver: driver, Name: args[0]})
+			ref, err := workspaceRef(ctx, g, driver, args[0])
+			if err != nil {
+				return nil, err
+			}
+			return g.GetWorkspace(ctx, ref)
 		}, workspaceDetail)
 	list := fetch(env, c, "list", "List workspaces", exactly(),
 		func(ctx context.Context, g gatewayv1.GatewayClient, _ []string) (*gatewayv1.ListWorkspacesResponse, error) {
@@ -48,7 +54,11 @@ func workspaceCommand(env Env, c *client) *cobra.Command {
 	change := func(verb, short string, do func(gatewayv1.GatewayClient, context.Context, *gatewayv1.WorkspaceRef, ...grpcOption) (*gatewayv1.OperationResponse, error)) *cobra.Command {
 		return &cobra.Command{Use: verb + " NAME", Short: short, Args: exactly("NAME"), RunE: func(cmd *cobra.Command, args []string) error {
 			return c.with(cmd.Context(), func(ctx context.Context, g gatewayv1.GatewayClient) error {
-				res, err := do(g, ctx, &gatewayv1.WorkspaceRef{Driver: driver, Name: args[0]})
+				ref, err := workspaceRef(ctx, g, driver, args[0])
+				if err != nil {
+					return err
+				}
+				res, err := do(g, ctx, ref)
 				if err != nil || res.Operation.GetEnded() != nil {
 					return err
 				}
@@ -59,8 +69,36 @@ func workspaceCommand(env Env, c *client) *cobra.Command {
 	cmd := noun("workspace", "Look after the tenants' workspaces", list, c.complete(get, workspaceNames),
 		c.complete(change("ensure", "Bring a workspace into being, or apply its objects anew", gatewayv1.GatewayClient.EnsureWorkspace), workspaceNames),
 		c.complete(change("delete", "Remove a workspace and all that is held for it", gatewayv1.GatewayClient.DeleteWorkspace), workspaceNames))
-	cmd.PersistentFlags().StringVar(&driver, "driver", "", "of this driver")
+	cmd.PersistentFlags().StringVar(&driver, "driver", "", "of this driver; may be left out where only one has it")
 	return cmd
+}
+
+// workspaceRef names a workspace. Where no driver was said it is the one that has a workspace of that name, or the only
+// driver that there is.
+func workspaceRef(ctx context.Context, g gatewayv1.GatewayClient, driver, name string) (*gatewayv1.WorkspaceRef, error) {
+	ref := &gatewayv1.WorkspaceRef{Driver: driver, Name: name}
+	if driver != "" {
+		return ref, nil
+	}
+	all, err := g.ListWorkspaces(ctx, &gatewayv1.ListWorkspacesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	var having []string
+	for _, w := range all.Workspaces {
+		if w.Name == name {
+			having = append(having, w.Driver)
+		}
+	}
+	switch len(having) {
+	case 0:
+		ref.Driver, err = onlyDriver(ctx, g)
+	case 1:
+		ref.Driver = having[0]
+	default:
+		err = fmt.Errorf("%w: say --driver: %s have a workspace %q", errUsage, strings.Join(having, ", "), name)
+	}
+	return ref, err
 }
 
 func workspaceDetail(t *table, w *gatewayv1.Workspace) {
@@ -147,7 +185,7 @@ func resourceCommand(env Env, c *client) *cobra.Command {
 		func(ctx context.Context, g gatewayv1.GatewayClient, _ []string) (*gatewayv1.ListResourcesResponse, error) {
 			return g.ListResources(ctx, &gatewayv1.ListResourcesRequest{Ref: &gatewayv1.SandboxRef{IdOrName: of}})
 		}, func(t *table, m *gatewayv1.ListResourcesResponse) {
-			t.row("HOLDER", "KIND", "ID", "LIFETIME", "STATE", "OF", "WORKSPACE", "DRIVER", "TEXT", "ERROR")
+			t.row("HOLDER", "KIND", "ID", "LIFETIME", "STATE", "OF", "WORKSPACE", "DRIVER", "TEXT", "ATTEMPTS", "ERROR")
 			for _, r := range m.Resources {
 				holder := r.Extension
 				if holder == "" {
@@ -157,7 +195,11 @@ func resourceCommand(env Env, c *client) *cobra.Command {
 				if name == "" {
 					name = r.Subject
 				}
-				t.row(holder, r.Kind, r.Id, r.Lifetime, r.State, name, r.Workspace, r.Driver, r.Text, r.Error)
+				attempts := ""
+				if r.Attempts > 0 {
+					attempts = strconv.Itoa(int(r.Attempts))
+				}
+				t.row(holder, r.Kind, r.Id, r.Lifetime, r.State, name, r.Workspace, r.Driver, r.Text, attempts, r.Error)
 			}
 		})
 	cmd.Flags().StringVar(&of, "of", "", "of this sandbox only")
@@ -174,7 +216,7 @@ func operationCommand(env Env, c *client) *cobra.Command {
 			t.row(op.Id, op.Kind, op.Name, op.State, when(op.Started), waitingFor(op), op.Error)
 		}
 	})
-	ls.Flags().StringVar(&of, "of", "", "every operation of this sandbox, those that have ended too")
+	ls.Flags().StringVar(&of, "of", "", "every operation of this sandbox, those that have ended too; or what reconciles of a bind, DRIVER/EXTENSION, have found")
 	show := fetch(env, c, "show ID", "Show one operation, step by step", exactly("ID"), func(ctx context.Context, g gatewayv1.GatewayClient, args []string) (*gatewayv1.Operation, error) {
 		return g.GetOperation(ctx, &gatewayv1.GetOperationRequest{Id: args[0]})
 	}, operationTable)
@@ -194,20 +236,38 @@ func operationCommand(env Env, c *client) *cobra.Command {
 	return noun("operation", "Look at what is unfinished", ls, c.complete(show, operationIDs), c.complete(abandon, operationIDs))
 }
 
+// waitingFor says what an operation waits for: a release that is retried, what the gateway says, or the call in flight.
 func waitingFor(op *gatewayv1.Operation) string {
+	begun := ""
 	for _, st := range op.Steps {
-		if st.State == "waiting" {
+		switch st.State {
+		case "waiting":
 			return fmt.Sprintf("%s of %s: %s", st.Phase, st.Extension, st.Error)
+		case "begun":
+			if begun = stepName(st); st.Extension != "" {
+				begun += " of " + st.Extension
+			}
+			begun += ", for " + took(st)
 		}
 	}
-	return op.Waiting
+	return cmp.Or(op.Waiting, begun)
+}
+
+// took is how long a step took, or has been going on.
+func took(st *gatewayv1.Step) string {
+	if st.State == "begun" && st.Started != nil {
+		return time.Since(st.Started.AsTime()).Round(time.Second).String()
+	}
+	return brief(st.Duration.AsDuration())
 }
 
 func operationTable(t *table, op *gatewayv1.Operation) {
-	t.line("%s %s of %s: %s%s", op.Id, op.Kind, op.Name, op.State, orEmpty(": ", op.Error))
-	t.row("  STEP", "EXTENSION", "CAUSE", "OUTCOME", "ATTEMPTS", "STARTED", "DURATION", "ERROR")
+	t.line("%s %s of %s, %s: %s%s", op.Id, op.Kind, op.Name, when(op.Started), op.State, orEmpty(": ", op.Error))
+	if len(op.Steps) > 0 {
+		t.row("  STEP", "EXTENSION", "CAUSE", "OUTCOME", "ATTEMPTS", "STARTED", "DURATION", "ERROR")
+	}
 	for _, st := range op.Steps {
-		t.row("  "+stepName(st), st.Extension, st.Cause, st.State, strconv.Itoa(int(st.Attempt)), when(st.Started), brief(st.Duration.AsDuration()), st.Error)
+		t.row("  "+stepName(st), st.Extension, st.Cause, st.State, strconv.Itoa(int(st.Attempt)), when(st.Started), took(st), strings.TrimSpace(st.Error+" "+noted(st)))
 	}
 	for _, o := range op.Observed {
 		observed(t, o)
@@ -215,6 +275,14 @@ func operationTable(t *table, op *gatewayv1.Operation) {
 	for _, r := range op.Report {
 		t.line("  %s", r)
 	}
+}
+
+// noted is what the gateway has to say of a step besides.
+func noted(st *gatewayv1.Step) string {
+	if st.Note == "" {
+		return ""
+	}
+	return "(" + st.Note + ")"
 }
 
 func orEmpty(before, s string) string {

@@ -48,7 +48,7 @@ func (f format) print(w io.Writer, m proto.Message, draw func(*table)) error {
 		draw(t)
 		return t.w.Flush()
 	}
-	raw, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: false}.Marshal(m)
+	raw, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m) // a script finds an empty list where none is
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,10 @@ func follow(ctx context.Context, env Env, g gatewayv1.GatewayClient, id string) 
 		if errors.Is(err, io.EOF) {
 			return fault.New(fault.Unavailable, "the gateway ended the stream before operation %s had ended", id)
 		}
+		if ctx.Err() != nil {
+			p.clear()
+			return fault.New(fault.Canceled, "you wait no more; the operation goes on: sandgate operation show %s", id)
+		}
 		if err != nil {
 			return err
 		}
@@ -98,7 +102,7 @@ func stepName(st *gatewayv1.Step) string {
 }
 
 func stepLine(op *gatewayv1.Operation, st *gatewayv1.Step) string {
-	line := fmt.Sprintf("%-8s %-18s %-18s %-9s %9s", op.Kind, stepName(st), st.Extension, st.State, brief(st.Duration.AsDuration()))
+	line := fmt.Sprintf("%-8s %-18s %-18s %-9s %9s", op.Kind, stepName(st), st.Extension, st.State, took(st))
 	if st.Error != "" {
 		line += "  " + st.Error
 	}

@@ -50,14 +50,10 @@ func (s *spec) flags(c *cobra.Command) {
 // request makes the message. The command follows "--".
 func (s *spec) request(ctx context.Context, env Env, g gatewayv1.GatewayClient, command []string) (*gatewayv1.CreateSandboxRequest, error) {
 	if s.driver == "" {
-		all, err := g.ListDrivers(ctx, &gatewayv1.ListDriversRequest{})
-		if err != nil {
+		var err error
+		if s.driver, err = onlyDriver(ctx, g); err != nil {
 			return nil, err
 		}
-		if len(all.Drivers) != 1 {
-			return nil, fmt.Errorf("%w: say --driver: the gateway has %d", errUsage, len(all.Drivers))
-		}
-		s.driver = all.Drivers[0].Name
 	}
 	out := &gatewayv1.SandboxSpec{Image: s.image, Command: command, Extensions: s.extensions, DriverConfigJson: s.config,
 		Resources: &gatewayv1.Resources{Pids: s.pids}}
@@ -75,6 +71,22 @@ func (s *spec) request(ctx context.Context, env Env, g gatewayv1.GatewayClient, 
 		return nil, err
 	}
 	return &gatewayv1.CreateSandboxRequest{Driver: s.driver, Workspace: s.workspace, Name: s.name, Spec: out}, nil
+}
+
+// onlyDriver returns the driver that is meant where none was named.
+func onlyDriver(ctx context.Context, g gatewayv1.GatewayClient) (string, error) {
+	all, err := g.ListDrivers(ctx, &gatewayv1.ListDriversRequest{})
+	if err != nil {
+		return "", err
+	}
+	if len(all.Drivers) == 1 {
+		return all.Drivers[0].Name, nil
+	}
+	var names []string
+	for _, d := range all.Drivers {
+		names = append(names, d.Name)
+	}
+	return "", fmt.Errorf("%w: say --driver: the gateway has %s", errUsage, strings.Join(names, ", "))
 }
 
 func pairs(flag string, list []string, lookup func(string) (string, bool)) (map[string]string, error) {
@@ -357,7 +369,7 @@ func sandboxDetail(t *table, sb *gatewayv1.Sandbox) {
 func sandboxWatchCommand(env Env, c *client) *cobra.Command {
 	var p place
 	var out format
-	cmd := &cobra.Command{Use: "watch [NAME]", Short: "Follow sandboxes as they change", Args: cobra.MaximumNArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	cmd := &cobra.Command{Use: "watch [NAME]", Short: "Follow sandboxes as they change", Args: oneOrNone("NAME"), RunE: func(cmd *cobra.Command, args []string) error {
 		return c.with(cmd.Context(), func(ctx context.Context, g gatewayv1.GatewayClient) error {
 			req := &gatewayv1.ListSandboxesRequest{Driver: p.driver, Workspace: p.workspace}
 			if len(args) == 1 {

@@ -251,7 +251,7 @@ func (x *execution) leaveOut(extension string) error {
 
 // withoutDisabled is what an operator's disable means for a setup phase.
 func (x *execution) withoutDisabled(s *Step, b *pipeline.Bind, bypass bool) error {
-	err := fault.New(fault.FailedPrecondition, "extension %q is disabled by an operator; enable it, or disable it with --bypass", b.Extension)
+	err := fault.New(fault.FailedPrecondition, "extension %q is disabled by an operator", b.Extension)
 	s.Started = x.e.Now()
 	switch {
 	case s.Phase.OnError() == phase.Recorded:
@@ -265,6 +265,7 @@ func (x *execution) withoutDisabled(s *Step, b *pipeline.Bind, bypass bool) erro
 		x.end(s, StepLeftOut, err)
 		return x.leaveOut(b.Extension)
 	}
+	err = fault.New(fault.FailedPrecondition, "%w; enable it, or disable it with --bypass", err)
 	x.end(s, StepDenied, err)
 	return err
 }

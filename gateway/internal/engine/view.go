@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -119,6 +120,18 @@ func (e *Engine) Workspaces(all bool) []Workspace {
 // Ref names a sandbox: by id, or by name with driver and workspace where the name alone is ambiguous.
 type Ref struct{ IDOrName, Driver, Workspace string }
 
+// place says where a reference looks, for people.
+func (r Ref) place() string {
+	var where string
+	if r.Driver != "" {
+		where += fmt.Sprintf(" of driver %q", r.Driver)
+	}
+	if r.Workspace != "" {
+		where += fmt.Sprintf(" in workspace %q", r.Workspace)
+	}
+	return where
+}
+
 // Find returns the sandbox that is meant: the one of that id; else the newest of that name, live ones first. A name
 // that several drivers or workspaces have is Invalid, naming them.
 func (e *Engine) Find(r Ref) (Sandbox, error) {
@@ -127,7 +140,7 @@ func (e *Engine) Find(r Ref) (Sandbox, error) {
 		return match[0], nil
 	}
 	if len(match) == 0 {
-		return Sandbox{}, fault.New(fault.NotFound, "there is no sandbox %q", r.IDOrName)
+		return Sandbox{}, fault.New(fault.NotFound, "there is no sandbox %q%s", r.IDOrName, r.place())
 	}
 	if live := slices.DeleteFunc(slices.Clone(match), func(sb Sandbox) bool { return sb.Ended != nil }); len(live) > 0 {
 		match = live

@@ -2316,7 +2316,7 @@ type Extension struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// As the supervisor has it: ready, restarting, failed, retiring, …
+	// verified, starting, negotiated, configured, ready, degraded, draining, stopped or failed.
 	State    string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	Reason   string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	Pid      int32                  `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
