@@ -250,6 +250,9 @@ func waitingFor(op *gatewayv1.Operation) string {
 			begun += ", for " + took(st)
 		}
 	}
+	if op.State == "queued" {
+		begun = "its turn"
+	}
 	return cmp.Or(op.Waiting, begun)
 }
 

@@ -32,7 +32,7 @@ func follow(ctx context.Context, env Env, g gatewayv1.GatewayClient, id string) 
 		}
 		if ctx.Err() != nil {
 			p.clear()
-			return fault.New(fault.Canceled, "you wait no more; the operation goes on: sandgate operation show %s", id)
+			return fault.New(fault.Canceled, "interrupted; the operation goes on: see sandgate operation show %s", id)
 		}
 		if err != nil {
 			return err

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -73,6 +75,40 @@ func TestWaitShowsProgress(t *testing.T) {
 	}
 	s.ok("sandbox", "delete", "live", "--wait")
 	s.ok("sandbox", "delete", "plain", "--wait")
+}
+
+// Who interrupts a command that waits is told that the operation goes on, and how to look at it.
+func TestAnInterruptedWaitSaysThatItGoesOn(t *testing.T) {
+	s := newSite(t)
+	s.write(s.chain("enforce"))
+	s.start()
+	s.ok("workspace", "ensure", "default", "--driver", "acme")
+	var ipam struct{ PID int }
+	if err := json.Unmarshal([]byte(s.ok("extension", "inspect", "ipam", "-o", "json")), &ipam); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(ipam.PID, unix.SIGSTOP); err != nil { // so that the create does not end before the command
+		t.Fatal(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	var errs syncBuffer
+	ended := make(chan int, 1)
+	go func() {
+		args := []string{"sandbox", "create", "--driver", "acme", "--name", "one", "--wait", "--", "sleep", "600"}
+		ended <- Run(ctx, Env{Args: args, Stdout: io.Discard, Stderr: &errs, Getenv: s.getenv})
+	}()
+	s.until("the command follows the create", func() bool { return strings.Contains(errs.String(), "prepare_plan") })
+	s.until("the create waits for ipam", func() bool { return strings.Contains(s.ok("operation", "list"), "before_create of ipam, for ") })
+	interrupt()
+	code := <-ended
+	if err := unix.Kill(ipam.PID, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if code != exitFailure || !strings.Contains(errs.String(), "the operation goes on: see sandgate operation show 0") {
+		t.Errorf("exit %d: %s", code, errs.String())
+	}
+	s.until("the create goes on", func() bool { return strings.Contains(s.ok("sandbox", "list"), "ready") })
+	s.ok("sandbox", "delete", "one", "--wait")
 }
 
 // SIGTERM lets what is in flight end, refuses what is new, and the gateway exits with 0.
