@@ -61,7 +61,7 @@ type ComputeAbout struct {
 
 // NewComputeDoor makes the door of a driver. Options carry the credentials of its listener.
 func NewComputeDoor(e *engine.Engine, driver string, about ComputeAbout, opts ...grpc.ServerOption) *ComputeDoor {
-	opts = append(opts, grpc.ChainUnaryInterceptor(unaryFaults), grpc.ChainStreamInterceptor(streamFaults))
+	opts = append(opts, faults(e.Logger)...)
 	d := &ComputeDoor{engine: e, driver: driver, about: about, server: grpc.NewServer(opts...)}
 	d.left, d.leave = context.WithCancel(context.Background())
 	computev1.RegisterComputeDriverServer(d.server, d)

@@ -55,7 +55,8 @@ type Server struct {
 // New makes the gateway's gRPC server, with reflection and health. Options carry the listener's credentials.
 func New(e *engine.Engine, host Host, opts ...grpc.ServerOption) (*grpc.Server, *Server) {
 	s := &Server{engine: e, host: host, health: health.NewServer()}
-	opts = append(opts, grpc.ChainUnaryInterceptor(unaryFaults, unaryLimits), grpc.ChainStreamInterceptor(streamFaults, streamLimits))
+	opts = append(opts, faults(e.Logger)...)
+	opts = append(opts, grpc.ChainUnaryInterceptor(unaryLimits), grpc.ChainStreamInterceptor(streamLimits))
 	g := grpc.NewServer(opts...)
 	gatewayv1.RegisterGatewayServer(g, s)
 	healthv1.RegisterHealthServer(g, s.health)
@@ -66,16 +67,6 @@ func New(e *engine.Engine, host Host, opts ...grpc.ServerOption) (*grpc.Server, 
 
 // Shutdown makes the health service say that the gateway is going away.
 func (s *Server) Shutdown() { s.health.Shutdown() }
-
-// The interceptors are where faults become statuses.
-func unaryFaults(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	res, err := next(ctx, req)
-	return res, fault.ToStatus(err)
-}
-
-func streamFaults(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return fault.ToStatus(next(srv, stream))
-}
 
 func (s *Server) GetVersion(context.Context, *gatewayv1.GetVersionRequest) (*gatewayv1.GetVersionResponse, error) {
 	return s.host.Version(), nil
