@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -60,6 +61,8 @@ func (d *Driver) meet() error {
 	patience := d.cfg.Connect
 	if known != nil {
 		patience = min(patience, knownPatience)
+	} else if absent := d.absent(); absent != nil {
+		d.cfg.Logger.Info("waiting for the driver, which was never met", "socket", d.cfg.Socket, "at_most", patience, "why", absent)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -68,12 +71,26 @@ func (d *Driver) meet() error {
 	case err == nil:
 		d.agreed.Store(true)
 		return d.notes.keepAbout(d.about)
-	case known != nil && (fault.Is(err, fault.Unavailable) || fault.Is(err, fault.DeadlineExceeded)):
+	case !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.DeadlineExceeded):
+		return err
+	case known != nil:
 		d.cfg.Logger.Warn("the driver is not there; what it said when it was is taken to hold until it is back", "socket", d.cfg.Socket, "err", err)
 		d.about = known
 		return nil
 	}
-	return err
+	if absent := d.absent(); absent != nil {
+		return fault.New(fault.Unavailable, "it is not there, and was not for %s (%w): start it, or name the socket that it serves. Once it was there, the gateway starts without it too", patience, absent)
+	}
+	return fault.New(fault.Unavailable, "something listens there and has not answered as a compute driver within %s: %w", patience, err)
+}
+
+// absent says why nobody can be reached on the socket, or nil.
+func (d *Driver) absent() error {
+	conn, err := net.Dial("unix", d.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 // agree sees to it that the other driver is what this gateway has negotiated with, where it was away at the start.

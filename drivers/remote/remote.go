@@ -37,12 +37,12 @@ type Config struct {
 	Dir     string        // a directory of its own, for its notes
 	Version string        // of this gateway, told to the other side
 	Logger  *slog.Logger  // nil: none
-	Connect time.Duration // how long it may take to appear; 0 for half a minute, as OpenShell waits
+	Connect time.Duration // how long it may take to appear the first time; 0 for ten seconds
 }
 
 // How long the calls may take that the gateway does not bound itself, and how often a delete looks whether it is done.
 const (
-	connectTimeout = 30 * time.Second
+	connectTimeout = 10 * time.Second // one that is started beside the gateway is there by then
 	readTimeout    = 30 * time.Second
 	maxList        = 256 << 20       // bytes of one message: a list has every sandbox that the driver has
 	backTimeout    = 2 * time.Second // that a call waits for a connection which was lost: the driver is being restarted
