@@ -18,8 +18,16 @@ func (c *checker) address(addr string, at hcl.Range, tls bool) {
 			c.wrong(at, "Invalid address", "tcp:// is followed by a host and a port, for example \"tcp://0.0.0.0:7443\".")
 		}
 	default:
-		c.wrong(at, "Invalid address", "An address is unix:///path/to/socket, or tcp://host:port with a tls block.")
+		c.wrong(at, "Invalid address", "An address is unix:///path/to/socket, or tcp://host:port with a tls block.%s", asURL(addr))
 	}
+}
+
+// asURL suggests the address of a path.
+func asURL(path string) string {
+	if !strings.HasPrefix(path, "/") {
+		return ""
+	}
+	return " Did you mean \"unix://" + path + "\"?"
 }
 
 // longestSocket is what the kernel takes as the path of a socket, without the ".new" that a socket of the gateway's has

@@ -48,7 +48,10 @@ func (c *checker) check(all *file) *Config {
 	if len(all.Drivers) == 0 && !c.findings.HasErrors() {
 		c.findings.add(nil, "No driver", "A gateway needs at least one driver block.")
 	}
-	c.chains(out)
+	c.sockets()
+	if c.chains(out); !c.findings.HasErrors() {
+		c.idle(out)
+	}
 	return out
 }
 
@@ -130,8 +133,8 @@ func (c *checker) extension(b *extensionBlock) Extension {
 			c.wrong(b.NameRange, "Duplicate extension", "Extension %q is at %s already.", b.Name, o.Range)
 		}
 	}
-	out := Extension{Name: b.Name, Command: b.Command, Args: b.Args, Checksum: b.Checksum, Files: b.Files, Env: b.Env, User: b.User,
-		Group: b.Group, Capabilities: b.Capabilities, Range: b.Range, Restart: Restart{Budget: DefaultBudget, Window: DefaultWindow}}
+	out := Extension{Name: b.Name, Command: b.Command, Args: b.Args, Checksum: b.Checksum, Files: b.Files,
+		Process: c.process(b.Env, b.EnvRange, b.User, b.Group, b.Limits), Capabilities: b.Capabilities, Range: b.Range, Restart: Restart{Budget: DefaultBudget, Window: DefaultWindow}}
 	if b.Interpreter != nil {
 		out.Interpreter = *b.Interpreter
 		c.absolute(out.Interpreter, b.InterpRange, "interpreter")
@@ -142,19 +145,7 @@ func (c *checker) extension(b *extensionBlock) Extension {
 	if len(b.Files) > 0 && out.Interpreter == "" {
 		c.wrong(b.FilesRange, "Unexpected files", "files belongs to a program that is a script: name its interpreter.")
 	}
-	for k := range b.Env {
-		if k == "" || strings.ContainsAny(k, "=\x00") {
-			c.wrong(b.EnvRange, "Invalid environment", "%q cannot be the name of a variable.", k)
-		}
-	}
 	c.sandbox(b, &out)
-	for i, l := range b.Limits {
-		c.single(i, l.Range, b.Limits[0].Range, "limits")
-		out.Limits = Limits{Memory: c.size(l.Memory, l.MemoryRange), CPU: l.CPU, PIDs: l.PIDs, Files: l.Files}
-		if l.CPU < 0 || l.PIDs < 0 || l.Files < 0 {
-			c.wrong(l.Range, "Invalid limit", "A limit cannot be negative.")
-		}
-	}
 	for i, r := range b.Restart {
 		c.single(i, r.Range, b.Restart[0].Range, "restart")
 		if r.Budget != nil {
@@ -168,6 +159,24 @@ func (c *checker) extension(b *extensionBlock) Extension {
 	for i, cfg := range b.Config {
 		c.single(i, cfg.Range, b.Config[0].Range, "config")
 		out.Config = cfg.Body
+	}
+	return out
+}
+
+// process checks what the blocks of programs say alike of their processes.
+func (c *checker) process(env map[string]string, envAt hcl.Range, user, group string, limits []limitsBlock) Process {
+	out := Process{Env: env, User: user, Group: group}
+	for k := range env {
+		if k == "" || strings.ContainsAny(k, "=\x00") {
+			c.wrong(envAt, "Invalid environment", "%q cannot be the name of a variable.", k)
+		}
+	}
+	for i, l := range limits {
+		c.single(i, l.Range, limits[0].Range, "limits")
+		out.Limits = Limits{Memory: c.size(l.Memory, l.MemoryRange), CPU: l.CPU, PIDs: l.PIDs, Files: l.Files}
+		if l.CPU < 0 || l.PIDs < 0 || l.Files < 0 {
+			c.wrong(l.Range, "Invalid limit", "A limit cannot be negative; left out, there is none.")
+		}
 	}
 	return out
 }
@@ -217,7 +226,7 @@ func (c *checker) checksum(command, sum string, commandAt, sumAt, block hcl.Rang
 	case sum == "" && !c.options.Dev:
 		c.wrong(block, "Missing checksum", "checksum is required: \"sha256:\" and what sha256sum %s prints.", command)
 	case sum != "" && !checksumForm.MatchString(sum):
-		c.wrong(sumAt, "Invalid checksum", "A checksum is \"sha256:\" and 64 hexadecimal digits.")
+		c.wrong(sumAt, "Invalid checksum", "A checksum is \"sha256:\" and 64 hexadecimal digits, which sha256sum %s prints.", command)
 	default:
 		c.program(command, sum, commandAt, sumAt)
 	}
@@ -229,7 +238,7 @@ func (c *checker) program(path, sum string, at, sumAt hcl.Range) {
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		c.wrong(at, "Missing program", "%s.", err)
+		c.wrong(at, "Missing program", "%s: install it there, or correct the path.", err)
 		return
 	}
 	defer func() { _ = f.Close() }()
@@ -290,6 +299,7 @@ func (c *checker) driver(b *driverBlock) Driver {
 		}
 	}
 	out := Driver{Name: b.Name, Type: b.Type, Base: b.Base, Socket: b.Socket, Command: b.Command, Checksum: b.Checksum, Range: b.Range,
+		Process: c.process(b.Env, b.EnvRange, b.User, b.Group, b.Limits),
 		Timeouts: Timeouts{Chain: c.duration(b.Chain, b.ChainRange, DefaultChain), Call: c.duration(b.Call, b.CallRange, DefaultCall),
 			Ready: c.duration(b.Ready, b.ReadyRange, DefaultReady), Release: c.duration(b.Release, b.ReleaseRange, DefaultRelease),
 			Reconcile: c.duration(b.Reconcile, b.ReconcileRange, DefaultReconcile)}}
@@ -338,13 +348,33 @@ func (c *checker) kind(b *driverBlock, out *Driver) {
 	case b.Base != "":
 		c.base(b)
 	case b.Socket != "" && !strings.HasPrefix(b.Socket, "unix:///"):
-		c.wrong(b.SocketRange, "Invalid address", "socket takes unix:///path/to/socket.")
+		c.wrong(b.SocketRange, "Invalid address", "socket takes unix:///path/to/socket.%s", asURL(b.Socket))
 	case b.Command != "":
 		c.absolute(b.Command, b.CommandRange, "command")
 		c.checksum(b.Command, b.Checksum, b.CommandRange, b.ChecksumRange, b.Range)
 	}
+	if b.Command == "" {
+		c.noProcess(b)
+	}
 	if len(b.Binds) > 0 && b.Base == "" {
 		c.wrong(b.Binds[0].Range, "Unexpected bind", "Extensions are bound to a composed driver: give the chain a driver block of its own with base = %q.", b.Name)
+	}
+}
+
+// noProcess refuses what belongs to the process of a driver that has none of its own.
+func (c *checker) noProcess(b *driverBlock) {
+	const why = "A driver has %s where it is a program of its own, named by command; this one is not."
+	for _, a := range []struct {
+		name string
+		said bool
+		at   hcl.Range
+	}{{"checksum", b.Checksum != "", b.ChecksumRange}, {"env", b.Env != nil, b.EnvRange}, {"user", b.User != "", b.UserRange}, {"group", b.Group != "", b.GroupRange}} {
+		if a.said {
+			c.wrong(a.at, "Unexpected "+a.name, why, "a "+a.name)
+		}
+	}
+	for _, l := range b.Limits {
+		c.wrong(l.Range, "Unexpected limits", why, "limits")
 	}
 }
 
@@ -409,7 +439,7 @@ func (c *checker) bind(driver string, b *bindBlock) Bind {
 			for _, k := range phase.All() {
 				names = append(names, string(k))
 			}
-			c.wrong(p.NameRange, "Unknown phase", "%q is no phase.%s", p.Name, meant(p.Name, names))
+			c.wrong(p.NameRange, "Unknown phase", "%q is no phase.%s", p.Name, or(meant(p.Name, names), " The phases: "+strings.Join(names, ", ")+"."))
 			continue
 		}
 		for _, o := range b.Phases[:i] {

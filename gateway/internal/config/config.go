@@ -53,24 +53,29 @@ type Store struct {
 
 // Extension is an `extension` block.
 type Extension struct {
-	Name         string
-	Command      string
-	Args         []string
-	Checksum     string
-	Interpreter  string
-	Files        []string
-	Env          map[string]string // sensitive
-	User, Group  string
+	Name        string
+	Command     string
+	Args        []string
+	Checksum    string
+	Interpreter string
+	Files       []string
+	Process
 	Capabilities []string // that its process keeps
 	Sandbox      string   // "landlock", "none", or "" for landlock where the host has it
 	Read, Write  []string // absolute paths that a sandboxed process may reach
-	Limits       Limits
 	Restart      Restart
 	Config       hcl.Body // nil: none; its schema is the extension's
 	Range        hcl.Range
 }
 
-// Limits bounds an extension's process. Zero means no limit.
+// Process is what the block of an extension and that of a driver say alike of the process of its program.
+type Process struct {
+	Env         map[string]string // the whole environment; sensitive
+	User, Group string            // empty: the gateway's
+	Limits      Limits
+}
+
+// Limits bounds a process. Zero means no limit.
 type Limits struct {
 	Memory int64 // bytes
 	CPU    float64
@@ -92,6 +97,7 @@ type Driver struct {
 	Socket   string
 	Command  string
 	Checksum string
+	Process  Process // of one that is a program
 	Timeouts Timeouts
 	Config   hcl.Body // nil: none; its schema is the driver's
 	Expose   *Expose

@@ -225,3 +225,40 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// TestWhatNeverComesIntoPlayIsWarnedOf, and is no error.
+func TestWhatNeverComesIntoPlayIsWarnedOf(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "a.hcl")
+	text := `driver "native" {}
+driver "acme" {
+  base = "native"
+  bind "asked" { activation = "on_request" }
+  bind "always" {}
+}
+activation "always" {
+  when { driver = "acm*" }
+}
+activation "always" {
+  when { driver = "acne" }
+}
+`
+	for _, x := range []string{"asked", "always", "unbound"} {
+		text += "extension \"" + x + "\" {\n  command  = \"/x\"\n  checksum = \"sha256:" + strings.Repeat("0", 64) + "\"\n}\n"
+	}
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, f := Load([]string{name}, options())
+	var got bytes.Buffer
+	if err := f.Render(&got); err != nil || c == nil {
+		t.Fatalf("%v %s", err, f)
+	}
+	for _, want := range []string{"a.hcl:4: Nobody may ask for it", "a.hcl:7: Rule without effect", "a.hcl:10: Rule matches no driver: There is no driver \"acne\". Did you mean \"acme\"?", "a.hcl:21: Extension is bound nowhere"} {
+		if !strings.Contains(f.String(), want) {
+			t.Errorf("it does not say %q: %s", want, f)
+		}
+	}
+	if n := strings.Count(got.String(), "Warning: "); n != 5 {
+		t.Errorf("%d warnings:\n%s", n, &got)
+	}
+}

@@ -127,8 +127,16 @@ func (s *sources) load(o Options, f *Findings) *Config {
 	return c
 }
 
-// hinted says where the settings of an extension or a driver stand, to whoever wrote them into the block itself.
+// hinted leaves out what only follows from a function that failed, and says what to do where the library does not: how a
+// list is written, and where the settings of an extension or a driver stand, to whoever wrote them into the block itself.
 func hinted(diags hcl.Diagnostics, body hcl.Body) hcl.Diagnostics {
+	failed := slices.ContainsFunc(diags, func(d *hcl.Diagnostic) bool { return d.Summary == "Invalid function argument" })
+	diags = slices.DeleteFunc(diags, func(d *hcl.Diagnostic) bool { return failed && strings.HasSuffix(d.Detail, "value must be known") })
+	for _, d := range diags {
+		if strings.HasSuffix(d.Detail, "list of string required, but have string") {
+			d.Detail += ". A list stands in brackets, for example [\"one\"]."
+		}
+	}
 	native, ok := body.(*hclsyntax.Body)
 	if !ok {
 		return diags
@@ -174,7 +182,7 @@ func (s *sources) context(o Options) *hcl.EvalContext {
 			name := args[0].AsString()
 			v, ok := o.Getenv(name)
 			if !ok {
-				return cty.NilVal, function.NewArgErrorf(0, "the environment variable %s is not set", name)
+				return cty.NilVal, function.NewArgErrorf(0, "the environment variable %s is not set: set it where the gateway is started (systemd: Environment=, EnvironmentFile=)", name)
 			}
 			if s.Env == nil {
 				s.Env = map[string]string{}
@@ -234,6 +242,11 @@ func (f *Findings) Add(at hcl.Range, summary, detail string) {
 func (f *Findings) Warn(at hcl.Range, summary, detail string) {
 	f.Add(at, summary, detail)
 	f.diags[len(f.diags)-1].Severity = hcl.DiagWarning
+}
+
+// Join puts the findings of another list into this one.
+func (f *Findings) Join(o *Findings) {
+	f.diags, f.hidden = append(f.diags, o.diags...), append(f.hidden, o.hidden...)
 }
 
 // AddDiagnostics puts diagnostics of a body that was decoded elsewhere into the list.

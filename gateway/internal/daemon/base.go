@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/hashicorp/hcl/v2"
 
@@ -25,33 +26,52 @@ type base struct {
 	kind    string // what it is; it does not change while the driver is open
 	schema  extension.ConfigSchema
 	program *supervisor.Handle // nil: it is none
+	spec    supervisor.Spec    // of the program
 	open    func(drivers.Config) (driver.Driver, error)
 	drop    func() error // gives it up before it was opened
 }
 
 // openBase takes a base driver for a generation, and opens it where it is not open yet. What is wrong goes to the findings,
 // and then there is none.
-func (d *Daemon) openBase(ctx context.Context, gen *generation, c config.Driver, f *config.Findings) (driver.Driver, error) {
-	d.opening.Lock()
-	defer d.opening.Unlock()
+func (d *Daemon) openBase(ctx context.Context, gen *generation, c config.Driver, f *config.Findings) driver.Driver {
+	d.closing.RLock()
+	defer d.closing.RUnlock()
+	turn := d.turn(c.Name)
+	turn.Lock()
+	defer turn.Unlock()
+	d.mu.Lock()
 	o := gen.bases[c.Name]
+	d.mu.Unlock()
 	if o != nil {
-		return o.driver, nil
+		return o.driver
 	}
 	if gen.stored { // its settings may have been others; what began under it goes on with the driver as it is now
 		o = d.openAs(c.Name)
 	}
 	if o == nil {
 		var err error
-		if o, err = d.findBase(ctx, gen.config, c, f); o == nil {
-			return nil, err
+		if o, err = d.findBase(ctx, gen.config, c, f); err != nil {
+			f.Add(c.Range, "Driver cannot be opened", err.Error())
+		}
+		if o == nil {
+			return nil
 		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	o.users++
 	d.open[c.Name], gen.bases[c.Name] = o, o
-	return o.driver, nil
+	return o.driver
+}
+
+// turn is what whoever opens the driver of that name holds: a stored generation may be revived meanwhile.
+func (d *Daemon) turn(name string) *sync.Mutex {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.turns[name] == nil {
+		d.turns[name] = &sync.Mutex{}
+	}
+	return d.turns[name]
 }
 
 // openAs returns the driver that is open under a name, or nil.
@@ -94,12 +114,12 @@ func (d *Daemon) findBase(ctx context.Context, cfg *config.Config, c config.Driv
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open driver %q: %w", c.Name, err)
+		return nil, err
 	}
 	if put := d.opts.between.driver; put != nil {
 		drv = put(drv)
 	}
-	return &openDriver{driver: drv, setting: string(setting), kind: b.kind, schema: b.schema, program: b.program}, nil
+	return &openDriver{driver: drv, setting: string(setting), kind: b.kind, schema: b.schema, program: b.program, spec: b.spec}, nil
 }
 
 func nothing() error { return nil }
@@ -120,8 +140,8 @@ func (d *Daemon) base(ctx context.Context, c config.Driver) (*base, error) {
 // driverProgram launches a driver's program, as an extension is launched: pinned, with mutual TLS, restarted when it dies. One
 // that runs already speaks for itself.
 func (d *Daemon) driverProgram(ctx context.Context, c config.Driver) (*base, error) {
-	spec := supervisor.Spec{Name: c.Name, Command: c.Command, Checksum: c.Checksum, Unpinned: d.opts.Dev, Privileged: true}
-	kind := c.Command + " " + c.Checksum
+	spec := driverSpec(c, d.opts.Dev)
+	kind := hash(fmt.Sprintf("%+v", spec)) // it has the environment's secrets
 	if o := d.openAs(c.Name); o != nil && o.kind == kind {
 		return &base{kind: kind, schema: o.schema, drop: nothing}, nil
 	}
@@ -129,7 +149,7 @@ func (d *Daemon) driverProgram(ctx context.Context, c config.Driver) (*base, err
 	if err != nil {
 		return nil, err
 	}
-	b := &base{kind: kind, program: h, drop: h.Close}
+	b := &base{kind: kind, program: h, spec: spec, drop: h.Close}
 	m := h.Manifest()
 	if len(m.ConfigSchema) > 0 {
 		if err := json.Unmarshal(m.ConfigSchema, &b.schema); err != nil {
@@ -137,7 +157,7 @@ func (d *Daemon) driverProgram(ctx context.Context, c config.Driver) (*base, err
 		}
 	}
 	b.open = func(x drivers.Config) (driver.Driver, error) {
-		if err := os.MkdirAll(x.Dir, 0o700); err != nil {
+		if err := giveDirectory(spec, x.Dir); err != nil {
 			return nil, err
 		}
 		told, err := json.Marshal(wire.DriverConfig{Name: x.Name, Dir: x.Dir, Config: x.Setting})
@@ -150,6 +170,31 @@ func (d *Daemon) driverProgram(ctx context.Context, c config.Driver) (*base, err
 		return wire.NewDriver(ctx, h.Reach, h.Close)
 	}
 	return b, nil
+}
+
+func driverSpec(c config.Driver, dev bool) supervisor.Spec {
+	return withProcess(c.Process, supervisor.Spec{Name: c.Name, Command: c.Command, Checksum: c.Checksum, Unpinned: dev, Privileged: true})
+}
+
+// giveDirectory makes the directory of a driver's program. Where that runs as another user it is that user's, who comes
+// through the gateway's own on the way: what lies there is closed to others each for itself.
+func giveDirectory(spec supervisor.Spec, dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if spec.User == "" && spec.Group == "" {
+		return nil
+	}
+	for _, on := range []string{filepath.Dir(dir), filepath.Dir(filepath.Dir(dir))} {
+		info, err := os.Stat(on)
+		if err == nil {
+			err = os.Chmod(on, info.Mode().Perm()|0o011)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return spec.Give(dir)
 }
 
 // at finds the place of a configuration that an error is about.

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/sandgate/sandgate/drivers/compose"
 	"github.com/sandgate/sandgate/gateway/internal/config"
@@ -57,16 +58,16 @@ func (d *Daemon) build(ctx context.Context, cfg *config.Config, f *config.Findin
 		}
 	}()
 	checkListener(cfg.Gateway, f)
-	if err := d.openDrivers(ctx, gen, f); err != nil || f.HasErrors() {
-		return gen, err
+	if d.openDrivers(ctx, gen, f); f.HasErrors() {
+		return gen, nil
 	}
-	return gen, d.populate(ctx, gen, f, nil)
+	return gen, d.populate(ctx, gen, f)
 }
 
-// populate gives a generation its extensions and its chains: launched, negotiated, configured. Copies, where given,
-// are run instead of the programs. What is wrong goes to the findings.
-func (d *Daemon) populate(ctx context.Context, gen *generation, f *config.Findings, copies map[string]string) (err error) {
-	list := d.launch(ctx, gen, f, copies)
+// populate gives a generation its extensions and its chains: launched, negotiated, configured. What is wrong goes to
+// the findings.
+func (d *Daemon) populate(ctx context.Context, gen *generation, f *config.Findings) (err error) {
+	list := d.launch(ctx, gen, f)
 	defer func() { err = errors.Join(err, discard(list)) }()
 	if f.HasErrors() {
 		return nil
@@ -80,18 +81,19 @@ func (d *Daemon) populate(ctx context.Context, gen *generation, f *config.Findin
 	}
 	for name, chain := range binds {
 		for _, b := range chain {
-			b.Program = d.telemetry.Extension(name, b.Extension, d.program(b.Extension, gen.extensions[b.Extension]))
+			b.Program = d.program(name, b.Extension, gen.extensions[b.Extension].handle)
 		}
 		gen.Drivers[name].Chain = pipeline.New(chain, gen.Drivers[name].Schema, d)
 	}
 	return nil
 }
 
-func (d *Daemon) program(name string, r *running) pipeline.Extension {
+// program is an extension as the chain of a driver calls it.
+func (d *Daemon) program(driver, name string, x pipeline.Extension) pipeline.Extension {
 	if put := d.opts.between.extension; put != nil {
-		return put(name, r.handle)
+		x = put(name, x)
 	}
-	return r.handle
+	return d.telemetry.Extension(driver, name, x)
 }
 
 // refuseChanged refuses a reload that changes what is fixed while the gateway runs: it would be ignored quietly.
@@ -117,31 +119,49 @@ func refuseChanged(was, is *config.Config, f *config.Findings) {
 	}
 }
 
-// openDrivers opens the base drivers that are not open yet, and makes the composed ones.
-func (d *Daemon) openDrivers(ctx context.Context, gen *generation, f *config.Findings) error {
+// openDrivers opens the base drivers that are not open yet, side by side, and makes the composed ones.
+func (d *Daemon) openDrivers(ctx context.Context, gen *generation, f *config.Findings) {
+	roots := slices.DeleteFunc(slices.Clone(gen.config.Drivers), func(c config.Driver) bool { return c.Base != "" })
+	opened, found := make([]driver.Driver, len(roots)), make([]*config.Findings, len(roots))
+	var group sync.WaitGroup
+	for i, c := range roots {
+		found[i] = config.NewFindings()
+		group.Go(func() { opened[i] = d.openBase(ctx, gen, c, found[i]) })
+	}
+	group.Wait()
+	bases := map[string]driver.Driver{}
+	for i, c := range roots {
+		bases[c.Name] = opened[i]
+		f.Join(found[i])
+	}
 	for _, c := range gen.config.Drivers {
-		base := gen.config.Root(c.Name)
-		root, err := d.openBase(ctx, gen, base, f)
-		if err != nil {
-			return err
-		}
+		root := bases[gen.config.Root(c.Name).Name]
 		if root == nil {
 			continue
 		}
-		drv := d.layers(gen.config, c, root)
-		about, err := drv.Describe(ctx)
+		drv, err := d.driver(ctx, gen.config, c, root)
 		if err != nil {
-			return fmt.Errorf("driver %q: %w", c.Name, err)
+			f.Add(c.Range, "Unusable driver", err.Error())
+			continue
 		}
-		schema, err := plan.NewSchema(about.Kinds, about.Points, d.redact)
-		if err != nil {
-			return fmt.Errorf("driver %q: %w", c.Name, err)
-		}
-		gen.Drivers[c.Name] = &engine.Driver{Name: c.Name, Driver: d.telemetry.Driver(c.Name, drv), Description: about, Schema: schema,
-			ChainTimeout: c.Timeouts.Chain, DriverTimeout: c.Timeouts.Call, ReadyTimeout: c.Timeouts.Ready,
-			ReleaseTimeout: c.Timeouts.Release, ReconcileInterval: c.Timeouts.Reconcile, Split: compose.Splitter(drv)}
+		gen.Drivers[c.Name] = drv
 	}
-	return nil
+}
+
+// driver is a configured driver over the one at its bottom. It has no chain yet.
+func (d *Daemon) driver(ctx context.Context, cfg *config.Config, c config.Driver, root driver.Driver) (*engine.Driver, error) {
+	drv := d.layers(cfg, c, root)
+	about, err := drv.Describe(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("driver %q: %w", c.Name, err)
+	}
+	schema, err := plan.NewSchema(about.Kinds, about.Points, d.redact)
+	if err != nil {
+		return nil, fmt.Errorf("driver %q: %w", c.Name, err)
+	}
+	return &engine.Driver{Name: c.Name, Driver: d.telemetry.Driver(c.Name, drv), Description: about, Schema: schema,
+		ChainTimeout: c.Timeouts.Chain, DriverTimeout: c.Timeouts.Call, ReadyTimeout: c.Timeouts.Ready,
+		ReleaseTimeout: c.Timeouts.Release, ReconcileInterval: c.Timeouts.Reconcile, Split: compose.Splitter(drv)}, nil
 }
 
 // layers composes a driver over its bases.
@@ -181,7 +201,7 @@ func (d *Daemon) negotiate(gen *generation, list []*candidate, f *config.Finding
 				f.Add(b.Range, w.Summary, w.Detail)
 			}
 			if contract != nil {
-				if idle := bind.Uncalled(); len(idle) > 0 && !gen.stored {
+				if idle := bind.Uncalled(); len(idle) > 0 {
 					f.Warn(b.Range, "Phase is not called", fmt.Sprintf("Extension %q declares %s, and its activation is on_request: a workspace is prepared by those alone that take part in every sandbox of it.",
 						b.Extension, strings.Join(words(idle), ", ")))
 				}

@@ -8,8 +8,6 @@ import (
 	"maps"
 	"sync"
 
-	"github.com/sandgate/sandgate/drivers"
-	"github.com/sandgate/sandgate/gateway/internal/config"
 	"github.com/sandgate/sandgate/gateway/internal/engine"
 	"github.com/sandgate/sandgate/gateway/internal/journal"
 )
@@ -83,12 +81,6 @@ func (c *catalog) Generation(ctx context.Context, id string) (*engine.Generation
 	return &g.Generation, nil
 }
 
-// stored is what is kept, sealed, of a generation.
-type stored struct {
-	Snapshot json.RawMessage   `json:"snapshot"`
-	Copies   map[string]string `json:"copies"`
-}
-
 // next returns the id of a generation that is newer than all that are stored. It counts, whatever the clock says: a
 // workspace never goes back to an older one.
 func (c *catalog) next(ctx context.Context) (string, error) {
@@ -115,7 +107,7 @@ func (c *catalog) keep(ctx context.Context, g *generation) error {
 	if err != nil {
 		return err
 	}
-	sealed, err := json.Marshal(stored{Snapshot: snapshot, Copies: g.copies})
+	sealed, err := json.Marshal(stored{Snapshot: snapshot, Copies: g.copies, Contracts: g.contracts()})
 	if err != nil {
 		return err
 	}
@@ -129,40 +121,6 @@ func (c *catalog) keep(ctx context.Context, g *generation) error {
 		return nil
 	}
 	return c.d.journal.Commit(ctx, []journal.Write{{Record: journal.Record{Kind: kindGeneration, ID: g.ID, Body: []byte(`"` + print + `"`), Sealed: sealed}}})
-}
-
-// revive launches a stored generation, from the gateway's own copies of its programs.
-func (c *catalog) revive(ctx context.Context, id string) (_ *generation, err error) {
-	r, err := c.d.journal.Get(ctx, kindGeneration, id)
-	if err != nil {
-		return nil, fmt.Errorf("configuration %q is not stored: %w", id, err)
-	}
-	var s stored
-	if err := json.Unmarshal(r.Sealed, &s); err != nil {
-		return nil, fmt.Errorf("read configuration %q: %w", id, err)
-	}
-	cfg, err := config.FromSnapshot(s.Snapshot, drivers.Names())
-	if err != nil {
-		return nil, err
-	}
-	g := newGeneration(cfg)
-	g.ID, g.stored = id, true
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, c.d.retire(g))
-		}
-	}()
-	f := config.NewFindings()
-	if err := c.d.openDrivers(ctx, g, f); err != nil {
-		return nil, err
-	}
-	if err := c.d.populate(ctx, g, f, s.Copies); err != nil {
-		return nil, err
-	}
-	if f.HasErrors() {
-		return nil, fmt.Errorf("configuration %q cannot be used any more: %s", id, f)
-	}
-	return g, nil
 }
 
 // collect ends the processes of generations that nothing uses at the moment: one that is stored is launched again when

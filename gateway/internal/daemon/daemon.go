@@ -73,9 +73,10 @@ type Daemon struct {
 	doors      *doors
 	schemas    schemas
 
-	reloading sync.Mutex // one reload at a time
-	opening   sync.Mutex // one driver at a time: a stored generation may be revived meanwhile
+	reloading sync.Mutex   // one reload at a time
+	closing   sync.RWMutex // read: a driver is being opened; written: some are being closed
 	mu        sync.Mutex
+	turns     map[string]*sync.Mutex // by driver: it is opened once
 	open      map[string]*openDriver // base drivers, by name
 	running   []*running             // extensions, each of at least one generation
 	idle      chan struct{}          // has an element when a generation may be ended
@@ -89,6 +90,7 @@ type openDriver struct {
 	kind    string
 	schema  extension.ConfigSchema
 	program *supervisor.Handle // nil: it is no program
+	spec    supervisor.Spec    // of the program
 }
 
 // drainTimeout is how long operations in flight have to end when the gateway is stopped; what has not ended goes on
@@ -126,7 +128,7 @@ func New(ctx context.Context, opts Options) (_ *Daemon, findings *config.Finding
 			return nil, findings, fault.New(fault.Invalid, "there is no extension %q to attach for: its block says where it takes part", name)
 		}
 	}
-	d := &Daemon{opts: opts, log: opts.Logger, schemas: opts.schemas, open: map[string]*openDriver{}, idle: make(chan struct{}, 1)}
+	d := &Daemon{opts: opts, log: opts.Logger, schemas: opts.schemas, turns: map[string]*sync.Mutex{}, open: map[string]*openDriver{}, idle: make(chan struct{}, 1)}
 	if d.schemas == nil {
 		d.schemas = schemas{filepath.Join(cfg.Gateway.DataDir, schemasDir)}
 	}

@@ -126,7 +126,7 @@ func (d *Daemon) Program(name string) *gatewayv1.Extension {
 		return describeExtension(name, r)
 	}
 	if o := d.openAs(name); o != nil && o.program != nil {
-		return describeExtension(name, &running{handle: o.program, spec: supervisor.Spec{Privileged: true}})
+		return describeExtension(name, &running{handle: o.program, spec: o.spec})
 	}
 	return nil
 }

@@ -54,15 +54,15 @@ type candidate struct {
 	contracts []extension.Contract
 }
 
-// launch finds or launches every extension of the generation, side by side. Copies, where given, are run instead of
-// the programs. The candidates are in the order of the configuration; those with findings are left out.
-func (d *Daemon) launch(ctx context.Context, gen *generation, f *config.Findings, copies map[string]string) []*candidate {
+// launch finds or launches every extension of the generation, side by side. The candidates are in the order of the
+// configuration; those with findings are left out.
+func (d *Daemon) launch(ctx context.Context, gen *generation, f *config.Findings) []*candidate {
 	list := gen.config.Extensions
 	found, errs := make([]*candidate, len(list)), make([]error, len(list))
 	var group errgroup.Group
 	for i, x := range list {
 		group.Go(func() error {
-			found[i], errs[i] = d.candidate(ctx, x, copies)
+			found[i], errs[i] = d.candidate(ctx, x, d.specOf(x))
 			return nil
 		})
 	}
@@ -81,14 +81,8 @@ func (d *Daemon) launch(ctx context.Context, gen *generation, f *config.Findings
 	return out
 }
 
-func (d *Daemon) candidate(ctx context.Context, x config.Extension, copies map[string]string) (*candidate, error) {
-	c := &candidate{block: x, spec: specOf(x, d.opts.Dev)}
-	c.spec.Attach = d.opts.Attach[x.Name]
-	if copies != nil && c.spec.Attach == "" {
-		if c.spec.Copy = copies[x.Name]; c.spec.Copy == "" {
-			return nil, fault.New(fault.Unavailable, "no copy of its program was kept")
-		}
-	}
+func (d *Daemon) candidate(ctx context.Context, x config.Extension, spec supervisor.Spec) (*candidate, error) {
+	c := &candidate{block: x, spec: spec}
 	ref, err := d.supervisor.Keep(c.spec) // of one that is attached there is none
 	if err != nil {
 		d.log.Warn("no copy of the program could be kept for later releases", "extension", x.Name, "err", err)
@@ -113,12 +107,24 @@ func (d *Daemon) find(fits func(*running) bool) *running {
 	return nil
 }
 
+// specOf is what a block says about its program and process, and what the command line adds.
+func (d *Daemon) specOf(x config.Extension) supervisor.Spec {
+	spec := specOf(x, d.opts.Dev)
+	spec.Attach = d.opts.Attach[x.Name]
+	return spec
+}
+
 func specOf(x config.Extension, dev bool) supervisor.Spec {
-	return supervisor.Spec{Name: x.Name, Command: x.Command, Args: x.Args, Checksum: x.Checksum, Unpinned: dev, Interpreter: x.Interpreter,
-		Files: x.Files, Env: x.Env, User: x.User, Group: x.Group, Capabilities: x.Capabilities,
-		Sandbox: x.Sandbox, Read: x.Read, Write: x.Write,
-		Limits:  supervisor.Limits{Memory: x.Limits.Memory, CPU: x.Limits.CPU, PIDs: x.Limits.PIDs, Files: uint64(x.Limits.Files)},
-		Restart: supervisor.Restart{Budget: x.Restart.Budget, Window: x.Restart.Window}}
+	return withProcess(x.Process, supervisor.Spec{Name: x.Name, Command: x.Command, Args: x.Args, Checksum: x.Checksum, Unpinned: dev, Interpreter: x.Interpreter,
+		Files: x.Files, Capabilities: x.Capabilities, Sandbox: x.Sandbox, Read: x.Read, Write: x.Write,
+		Restart: supervisor.Restart{Budget: x.Restart.Budget, Window: x.Restart.Window}})
+}
+
+// withProcess adds what the blocks of extensions and drivers say alike.
+func withProcess(p config.Process, s supervisor.Spec) supervisor.Spec {
+	s.Env, s.User, s.Group = p.Env, p.User, p.Group
+	s.Limits = supervisor.Limits{Memory: p.Limits.Memory, CPU: p.Limits.CPU, PIDs: p.Limits.PIDs, Files: uint64(p.Limits.Files)}
+	return s
 }
 
 // decode reads the configuration of every candidate with its own schema.
@@ -212,12 +218,21 @@ func (d *Daemon) share(c *candidate) *running {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, r := range d.running {
-		if r.same(c.spec, c.copy) && string(r.config) == string(c.config) && reflect.DeepEqual(r.contracts, c.contracts) {
+		if r.same(c.spec, c.copy) && string(r.config) == string(c.config) && text(r.contracts) == text(c.contracts) {
 			r.users++
 			return r
 		}
 	}
 	return nil
+}
+
+// text is a form in which contracts can be compared, whether they were stored meanwhile or not.
+func text(contracts []extension.Contract) string {
+	raw, err := json.Marshal(contracts)
+	if err != nil {
+		return fmt.Sprint(contracts)
+	}
+	return string(raw)
 }
 
 // discard ends what was launched for a configuration that is not used after all.
@@ -231,10 +246,21 @@ func discard(list []*candidate) error {
 	return errors.Join(errs...)
 }
 
+// dismiss counts a generation out of what runs, and reports whether it was the last: then it is the caller's to end.
+// d.mu is held.
+func (d *Daemon) dismiss(r *running) bool {
+	r.users--
+	if r.users > 0 {
+		return false
+	}
+	d.running = slices.DeleteFunc(d.running, func(o *running) bool { return o == r })
+	return true
+}
+
 // retire ends those extensions of a generation that no other one shares, and closes such drivers.
 func (d *Daemon) retire(gen *generation) error {
-	d.opening.Lock() // what is being closed is not opened meanwhile
-	defer d.opening.Unlock()
+	d.closing.Lock() // what is being closed is not opened meanwhile
+	defer d.closing.Unlock()
 	d.mu.Lock()
 	if gen.retired {
 		d.mu.Unlock()
@@ -244,11 +270,10 @@ func (d *Daemon) retire(gen *generation) error {
 	var last []*running
 	var unused []driver.Driver
 	for _, r := range gen.extensions {
-		if r.users--; r.users == 0 {
+		if d.dismiss(r) {
 			last = append(last, r)
 		}
 	}
-	d.running = slices.DeleteFunc(d.running, func(r *running) bool { return r.users == 0 })
 	for name, o := range gen.bases {
 		if o.users--; o.users == 0 {
 			unused = append(unused, o.driver)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -154,5 +155,56 @@ func TestRealScenario37ADriverProgramDiesInCreate(t *testing.T) {
 	s.remove(id.ID)
 	if s.held() != 0 {
 		t.Error("something is held still")
+	}
+}
+
+// TestADriverProgramRunsAsAnotherUser: in its own directory, reached by its socket, under its limits; nobody else comes
+// nearer to what the gateway keeps.
+func TestADriverProgramRunsAsAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root starts a process as another user")
+	}
+	t.Parallel() // it waits more than it works
+	const nobody = 65534
+	s := newSite(t)
+	block := fmt.Sprintf("driver \"far\" {\n  command = %q\n  user = \"%d\"\n  group = \"%d\"\n  env = { WHO = \"far\" }\n  limits {\n    pids = 99\n  }\n}\n",
+		driverProgram(t, s.dir), nobody, nobody)
+	s.write(block, "")
+	_, f, err := New(t.Context(), s.options())
+	if err != nil || !strings.Contains(f.String(), "chmod o+x "+s.dir) {
+		t.Errorf("in a directory that its user cannot reach: %v %s", err, f)
+	}
+	if err := os.Chmod(s.dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	defer s.end()
+	pid := s.d.open["far"].program.Status().PID
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d", pid), &st); err != nil || st.Uid != nobody || st.Gid != nobody {
+		t.Errorf("it runs as %d:%d: %v", st.Uid, st.Gid, err)
+	}
+	own := filepath.Join(s.dir, "data", "drivers", "far")
+	if err := unix.Stat(own, &st); err != nil || st.Uid != nobody || st.Mode&0o077 != 0 {
+		t.Errorf("its directory belongs to %d, mode %o: %v", st.Uid, st.Mode, err)
+	}
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil || !strings.Contains(string(environ), "WHO=far") {
+		t.Errorf("it has the environment %q: %v", environ, err)
+	}
+	if got := s.d.Program("far").GetIsolation(); got != "user 65534, group 65534, all privileges of that user, pids 99" {
+		t.Errorf("isolation: %s", got)
+	}
+	for _, dir := range []string{"data", "data/drivers"} {
+		entries, err := os.ReadDir(filepath.Join(s.dir, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			info, err := e.Info()
+			if err == nil && info.Mode().Perm()&0o007 != 0 && filepath.Join(dir, e.Name()) != "data/drivers" {
+				t.Errorf("%s/%s is open to others: %v", dir, e.Name(), info.Mode())
+			}
+		}
 	}
 }

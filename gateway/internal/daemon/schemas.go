@@ -95,6 +95,11 @@ func CheckOffline(opts Options) *config.Findings {
 			_, diags := config.DecodeBody(c.Config, t.Schema, cfg.Context(), c.Range, fmt.Sprintf("driver %q", c.Name))
 			f.AddDiagnostics(diags)
 		}
+		if c.Command != "" {
+			if _, err := supervisor.Reference(driverSpec(c, opts.Dev)); err != nil {
+				f.Add(c.Range, "Driver cannot be launched", err.Error())
+			}
+		}
 	}
 	known := schemas{filepath.Join(cfg.Gateway.DataDir, schemasDir), ownSchemas()}
 	for _, x := range cfg.Extensions {

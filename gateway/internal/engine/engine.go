@@ -24,7 +24,7 @@ import (
 type Catalog interface {
 	// Current returns the generation that new operations begin under.
 	Current() *Generation
-	// Generation returns a generation that is still referred to, current or stored, launching what it needs.
+	// Generation returns a generation that is still referred to, current or stored, making what it needs.
 	Generation(ctx context.Context, id string) (*Generation, error)
 }
 
@@ -46,6 +46,8 @@ type Driver struct {
 	ReadyTimeout      time.Duration
 	ReleaseTimeout    time.Duration
 	ReconcileInterval time.Duration
+	// Missing says why the driver of a stored generation cannot be used. Its chain can: to release, no driver is needed.
+	Missing error
 	// Split takes the parts for extensions out of a sandbox's driver_config. Nil: there are none.
 	Split func(json.RawMessage) (map[string]json.RawMessage, error)
 }

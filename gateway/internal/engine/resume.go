@@ -198,7 +198,12 @@ func (e *Engine) generationOf(op Operation) (*Generation, func()) {
 	for n := 1; ; n++ {
 		gen, done, err := e.generation(e.ctx, op.Generation)
 		if err == nil {
-			return gen, done
+			d := gen.Drivers[op.Driver]
+			if d == nil || d.Missing == nil {
+				return gen, done
+			}
+			err = d.Missing
+			done()
 		}
 		e.Logger.Error("an unfinished operation waits for its configuration", "operation", op.ID, "generation", op.Generation, "err", err)
 		if !sleep(e.ctx, e.backoff(n, time.Second, time.Minute)) {

@@ -29,6 +29,9 @@ func (c *child) confine() error {
 	}
 	if n := c.spec.Limits.Files; n > 0 {
 		if err := unix.Prlimit(c.pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: n}, nil); err != nil {
+			if errors.Is(err, unix.EPERM) {
+				return fmt.Errorf("limit it to %d open files: %w; for a process of another user the gateway needs CAP_SYS_RESOURCE", n, err)
+			}
 			return fmt.Errorf("limit it to %d open files: %w", n, err)
 		}
 	}
@@ -58,9 +61,15 @@ type cgroups struct {
 
 // cgroup is the group of one process. A nil cgroup does nothing.
 type cgroup struct {
-	v2   bool
-	dirs map[string]string
+	v2    bool
+	dirs  map[string]string
+	stays bool
+	ooms  int // before it was this process's
 }
+
+// stays begins the names of groups whose processes outlive the one that they were made for, and the gateway: what a
+// driver's program has started. The next process of the driver joins them.
+const stays = "driver-"
 
 const cgroupRoot = "/sys/fs/cgroup"
 
@@ -107,7 +116,7 @@ func delegated(own string) string {
 // make makes the group of one process with its limits. What the host does not give is an error that names it.
 func (g *cgroups) make(name string, l Limits) (_ *cgroup, err error) {
 	settings := g.settings(l)
-	c := &cgroup{v2: g.v2, dirs: map[string]string{}}
+	c := &cgroup{v2: g.v2, dirs: map[string]string{}, stays: strings.HasPrefix(name, stays)}
 	defer func() {
 		if err != nil {
 			c.remove()
@@ -135,6 +144,7 @@ func (g *cgroups) make(name string, l Limits) (_ *cgroup, err error) {
 			return nil, fmt.Errorf("set the limit on %s: %w", s.what, err)
 		}
 	}
+	c.ooms = c.killed()
 	return c, nil
 }
 
@@ -213,7 +223,7 @@ func (g *cgroups) sweep() {
 		}
 		for _, e := range left {
 			if e.IsDir() {
-				old := &cgroup{v2: g.v2, dirs: map[string]string{"": filepath.Join(base, e.Name())}}
+				old := &cgroup{v2: g.v2, dirs: map[string]string{"": filepath.Join(base, e.Name())}, stays: strings.HasPrefix(e.Name(), stays)}
 				old.kill()
 				old.remove()
 			}
@@ -239,7 +249,7 @@ func (c *cgroup) add(pid int) error {
 
 // kill kills whatever is left in the group, also what has left the process's own process group.
 func (c *cgroup) kill() {
-	if c == nil {
+	if c == nil || c.stays {
 		return
 	}
 	for _, dir := range c.dirs {
@@ -261,9 +271,12 @@ func (c *cgroup) kill() {
 }
 
 // oom reports whether the kernel killed a process of the group for want of memory.
-func (c *cgroup) oom() bool {
-	if c == nil || c.dirs["memory"] == "" {
-		return false
+func (c *cgroup) oom() bool { return c != nil && c.killed() > c.ooms }
+
+// killed is how many processes of the group were.
+func (c *cgroup) killed() int {
+	if c.dirs["memory"] == "" {
+		return 0
 	}
 	file := "memory.oom_control"
 	if c.v2 {
@@ -271,11 +284,12 @@ func (c *cgroup) oom() bool {
 	}
 	text, _ := os.ReadFile(filepath.Join(c.dirs["memory"], file))
 	for line := range strings.Lines(string(text)) {
-		if n, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
-			return n != "0"
+		if field, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
+			n, _ := strconv.Atoi(field)
+			return n
 		}
 	}
-	return false
+	return 0
 }
 
 func (c *cgroup) remove() {

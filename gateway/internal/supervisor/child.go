@@ -206,6 +206,9 @@ func (c *child) live(cmd *exec.Cmd, ours pipes, started chan<- error) {
 		if cmd.SysProcAttr.Ptrace {
 			if err = c.confine(); err != nil {
 				doomed = true
+				c.mu.Lock()
+				c.asked = true // what counts is why we end it
+				c.mu.Unlock()
 			}
 		}
 		if doomed {

@@ -97,9 +97,6 @@ func (s Spec) Isolation() string {
 	if s.Attach != "" {
 		return "none: attached to a process that was started by hand"
 	}
-	if s.Privileged {
-		return "all privileges of the gateway"
-	}
 	who := "the gateway's user"
 	if s.User != "" {
 		who = "user " + s.User
@@ -107,11 +104,16 @@ func (s Spec) Isolation() string {
 	if s.Group != "" {
 		who += ", group " + s.Group
 	}
-	out := []string{who, s.sandbox(), "no new privileges"}
-	if len(s.Capabilities) == 0 {
-		out = append(out, "no capabilities")
-	} else {
-		out = append(out, strings.Join(s.Capabilities, " "))
+	out := []string{who}
+	switch {
+	case s.Privileged && s.User == "":
+		out = append(out, "all privileges of the gateway")
+	case s.Privileged:
+		out = append(out, "all privileges of that user")
+	case len(s.Capabilities) == 0:
+		out = append(out, s.sandbox(), "no new privileges", "no capabilities")
+	default:
+		out = append(out, s.sandbox(), "no new privileges", strings.Join(s.Capabilities, " "))
 	}
 	if n := s.Limits.Memory; n > 0 {
 		out = append(out, fmt.Sprintf("memory %d MiB", n>>20))

@@ -138,6 +138,9 @@ func (l *launching) prepare() (err error) {
 	}
 	switch group := filepath.Base(l.dir); {
 	case spec.Limits.cgroup():
+		if spec.Privileged {
+			group = stays + spec.Name
+		}
 		if l.child.group, err = l.s.groups.make(group, spec.Limits); err != nil {
 			return spec.precondition("%v", err)
 		}

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"fmt"
 	"maps"
+	"os"
 	"os/user"
 	"path/filepath"
 	"regexp"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sandgate/sandgate/shared/fault"
 	"github.com/sandgate/sandgate/shared/wire"
@@ -28,8 +31,8 @@ type Spec struct {
 	Env         map[string]string
 	// Capabilities are those of the gateway's that the process keeps (capabilities(7)); it has no other, and gains none.
 	Capabilities []string
-	// Privileged lets the process have all that the gateway has: for a driver's program, which makes what the host keeps
-	// to privileged ones.
+	// Privileged lets the process have all that its user has: for a driver's program, which makes what the host keeps
+	// to privileged ones. What it starts outlives it; Limits hold for both together.
 	Privileged bool
 	// Sandbox is SandboxLandlock or SandboxNone; empty: Landlock where the kernel has it. Read and Write are absolute paths
 	// that the process may reach then, besides the system's own files, its own program and its working directory. Of
@@ -155,6 +158,22 @@ var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 // credential returns the identity of the process, or nil for the gateway's own.
 func (s Spec) credential() (*syscall.Credential, error) {
+	c, err := s.identity()
+	if c == nil || err != nil {
+		return nil, err
+	}
+	own := c.Uid == uint32(syscall.Geteuid()) && c.Gid == uint32(syscall.Getegid())
+	if syscall.Geteuid() != 0 {
+		if own {
+			return nil, nil
+		}
+		return nil, s.precondition("running it as user %q, group %q needs a gateway that runs as root", s.User, s.Group)
+	}
+	return c, nil // without supplementary groups
+}
+
+// identity looks up who the process is to be; nil where nobody is named.
+func (s Spec) identity() (*syscall.Credential, error) {
 	if s.User == "" && s.Group == "" {
 		return nil, nil
 	}
@@ -165,7 +184,7 @@ func (s Spec) credential() (*syscall.Credential, error) {
 			u, err = user.LookupId(s.User)
 		}
 		if err != nil {
-			return nil, s.precondition("user %q does not exist on this host", s.User)
+			return nil, s.precondition("user %q does not exist on this host: make it (useradd --system %s), or correct user", s.User, s.User)
 		}
 		c.Uid, c.Gid = number(u.Uid), number(u.Gid)
 	}
@@ -175,18 +194,35 @@ func (s Spec) credential() (*syscall.Credential, error) {
 			g, err = user.LookupGroupId(s.Group)
 		}
 		if err != nil {
-			return nil, s.precondition("group %q does not exist on this host", s.Group)
+			return nil, s.precondition("group %q does not exist on this host: make it (groupadd --system %s), or correct group", s.Group, s.Group)
 		}
 		c.Gid = number(g.Gid)
 	}
-	own := c.Uid == uint32(syscall.Geteuid()) && c.Gid == uint32(syscall.Getegid())
-	if syscall.Geteuid() != 0 {
-		if own {
-			return nil, nil
-		}
-		return nil, s.precondition("running it as user %q, group %q needs a gateway that runs as root", s.User, s.Group)
+	return c, nil
+}
+
+// Give makes a directory the process's user's, and says what keeps that user from reaching it.
+func (s Spec) Give(dir string) error {
+	c, err := s.credential()
+	if err != nil || c == nil {
+		return err
 	}
-	return c, nil // without supplementary groups
+	for up := filepath.Dir(dir); up != filepath.Dir(up); up = filepath.Dir(up) {
+		var st unix.Stat_t
+		if err := unix.Stat(up, &st); err != nil {
+			return fmt.Errorf("examine %s: %w", up, err)
+		}
+		enter := uint32(0o001)
+		if st.Uid == c.Uid {
+			enter = 0o100
+		} else if st.Gid == c.Gid {
+			enter = 0o010
+		}
+		if c.Uid != 0 && st.Mode&enter == 0 {
+			return s.precondition("its user cannot reach its directory %s: %s lets only its owner through (mode %04o); chmod o+x %s, or move data_dir", dir, up, st.Mode&0o7777, up)
+		}
+	}
+	return os.Chown(dir, int(c.Uid), int(c.Gid))
 }
 
 func number(id string) uint32 {

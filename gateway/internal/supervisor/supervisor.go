@@ -251,6 +251,19 @@ func (s *Supervisor) verify(spec Spec, known []Part) (*program, error) {
 	return nil, err
 }
 
+// Verify reports why the program of a spec, or its copy, cannot be run. It starts nothing.
+func (s *Supervisor) Verify(spec Spec) error {
+	spec, err := spec.checked()
+	if err != nil {
+		return err
+	}
+	prog, err := s.verify(spec, nil)
+	if err == nil {
+		prog.close()
+	}
+	return err
+}
+
 func (s *Supervisor) openCopy(spec Spec) (*program, error) {
 	if s.store == nil {
 		return nil, spec.precondition("there is no store of programs to take %s from", spec.Copy)
@@ -258,10 +271,17 @@ func (s *Supervisor) openCopy(spec Spec) (*program, error) {
 	return s.store.open(spec)
 }
 
-// Reference returns the reference that Keep returns for a spec, and keeps nothing.
+// Reference returns the reference that Keep returns for a spec, and keeps nothing. It says what of the spec this host
+// does not have.
 func Reference(spec Spec) (string, error) {
 	spec, err := spec.checked()
 	if err != nil {
+		return "", err
+	}
+	if _, err := spec.capabilities(); err != nil {
+		return "", err
+	}
+	if _, err := spec.identity(); err != nil {
 		return "", err
 	}
 	prog, err := openProgram(spec, nil)
