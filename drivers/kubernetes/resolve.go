@@ -99,7 +99,9 @@ func (j *judging) all() error {
 			return err
 		}
 		if !there {
-			j.d.cfg.Logger.Info("the namespace is not there yet: what is to be in it was judged by the API's schema alone", "namespace", o.Namespace, "sandbox", j.r.Identity.ID)
+			if j.r.Note != nil {
+				j.r.Note(fmt.Sprintf("the namespace %s is not there yet: what is to be in it was judged by the API's schema alone", o.Namespace))
+			}
 			return nil
 		}
 	}

@@ -326,8 +326,11 @@ func TestWhereASandboxMayBe(t *testing.T) {
 	t.Parallel()
 	c := kubetest.Use(t, kubetest.Beta)
 	managed := onCluster(t, c, nil, func(cfg *Config) { cfg.Mode = Managed })
-	if err := managed.resolve(t, managed.base(t, request()), managed.workspace(t)); err != nil {
-		t.Errorf("managed, a namespace that is to be made: %v", err)
+	var notes []string
+	err := managed.Resolve(t.Context(), &driver.ResolveRequest{Identity: testID, Plan: managed.base(t, request()), Workspace: managed.workspace(t),
+		Note: func(text string) { notes = append(notes, text) }})
+	if err != nil || len(notes) != 1 || !strings.Contains(notes[0], managed.workspaceNamespace(testID.Workspace)+" is not there yet") {
+		t.Errorf("managed, a namespace that is to be made: %v; it says %q", err, notes)
 	}
 	free, closed := c.Namespace(t, map[string]string{"boxes": "welcome"}), c.Namespace(t, nil)
 	other := c.Namespace(t, map[string]string{"boxes": "welcome", managedByLabel: managedBy})

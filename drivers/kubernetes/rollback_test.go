@@ -3,14 +3,22 @@ package kubernetes
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/sandgate/sandgate/shared/driver"
 	"github.com/sandgate/sandgate/shared/fault"
@@ -59,19 +67,6 @@ func newStage(t *testing.T, c *kubetest.Cluster, change func(*Config)) *stage {
 	}
 	s.plan = p.with(t, phase.PreparePlan, p.base(t, r), objects...)
 	return s
-}
-
-// leave takes a kind out of what the extension contributes.
-func (s *stage) leave(t *testing.T, kind string) {
-	t.Helper()
-	layers := s.plan.Layers()
-	for i := range layers {
-		layers[i].Objects = slices.DeleteFunc(slices.Clone(layers[i].Objects), func(o plan.Object) bool { return o.Kind == kind })
-	}
-	var err error
-	if s.plan, err = s.schema.Compute(layers); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func (s *stage) create(t *testing.T) error {
@@ -304,70 +299,90 @@ func TestAnApplyOverTheSandboxThatFailsIsUndone(t *testing.T) {
 	}
 }
 
-// The API server goes away when each object of the plan in turn was made, for longer than the driver waits; the create is
-// in doubt, and is undone when the server is back. Once it is away for 20 s, and the driver waits: the create goes on. The
-// controller that lets go of volume claims needs half a minute to see that the server is back; so one of them is enough.
+// The API server goes away when it has made each object of the plan in turn, before it says so: for longer than the driver
+// waits, and the create is in doubt, and is undone when the server is back; or for 20 s, and the create goes on.
 func TestAServerThatGoesAwayDuringACreate(t *testing.T) {
 	t.Parallel()
-	c := kubetest.New(t, kubetest.Beta)
-	places := newStage(t, c, nil).places(t)
-	stages := make([]*stage, len(places)+1) // made before: a namespace is not ready for half a minute after the server was away
-	for i := range stages {
-		patience := 100 * time.Millisecond
-		if i == len(places) {
-			patience = 2 * time.Minute
-		}
-		stages[i] = newStage(t, c, func(cfg *Config) { cfg.Patience, cfg.StorageSize = patience, "" })
-		if i == len(places) || places[i].gvk.Kind != kindVolumeClaim {
-			stages[i].leave(t, kindVolumeClaim)
-		}
-		stages[i].before = stages[i].dump(t)
-	}
-	for i, at := range places {
+	c := kubetest.Use(t, kubetest.Beta)
+	for _, at := range newStage(t, c, func(cfg *Config) { cfg.StorageSize = "" }).places(t) {
 		t.Run(name(at), func(t *testing.T) {
-			if err := stages[i].createWithout(t, at, 0); err != nil && !driver.InDoubt(err) {
-				t.Errorf("%v (%s)", err, fault.CodeOf(err))
-			}
-			stages[i].undone(t)
+			t.Parallel()
+			t.Run("for long", func(t *testing.T) {
+				t.Parallel()
+				w := newWay(t, c, at)
+				s := newStage(t, c, func(cfg *Config) {
+					cfg.Kubeconfig, cfg.StorageSize, cfg.Patience = w.kubeconfig, "", 100*time.Millisecond
+				})
+				if err := s.create(t); err == nil || !driver.InDoubt(err) {
+					t.Errorf("%v (%s)", err, fault.CodeOf(err))
+				}
+				close(w.back)
+				s.undone(t)
+			})
+			t.Run("20 s", func(t *testing.T) {
+				t.Parallel()
+				w := newWay(t, c, at)
+				s := newStage(t, c, func(cfg *Config) { cfg.Kubeconfig, cfg.StorageSize, cfg.Patience = w.kubeconfig, "", 2*time.Minute })
+				go func() {
+					<-w.gone
+					time.AfterFunc(20*time.Second, func() { close(w.back) })
+				}()
+				if err := s.create(t); err != nil {
+					t.Error(err)
+				}
+				s.undone(t)
+			})
 		})
 	}
-	t.Run("20 s", func(t *testing.T) {
-		s := stages[len(places)]
-		if err := s.createWithout(t, places[0], 20*time.Second); err != nil {
-			t.Error(err)
-		}
-		s.undone(t)
-	})
 }
 
-// createWithout creates while the API server goes away, from when an object of that kind is there.
-func (s *stage) createWithout(t *testing.T, at resource, away time.Duration) error {
+// way is one to the API server, on which it goes away when it has made an object of a kind.
+type way struct {
+	kubeconfig string
+	pass       *httputil.ReverseProxy
+	at         resource
+	once       sync.Once
+	gone, back chan struct{} // closed when it is so
+}
+
+func newWay(t *testing.T, c *kubetest.Cluster, at resource) *way {
 	t.Helper()
-	w, err := s.c.Dynamic().Resource(at.gvr).Namespace(s.cfg.Namespace).Watch(t.Context(), metav1.ListOptions{LabelSelector: s.ours(s.id.ID)})
+	server, err := url.Parse(c.Host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Stop()
-	done := make(chan error, 1)
-	go func() {
-		done <- s.Create(t.Context(), &driver.CreateRequest{Identity: s.id, Operation: "op1", Run: 1, Plan: s.plan, Token: []byte("a token")})
-	}()
+	w := &way{at: at, gone: make(chan struct{}), back: make(chan struct{}), pass: &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(server) }, FlushInterval: -1}}
+	if w.pass.Transport, err = rest.TransportFor(c.Config()); err != nil {
+		t.Fatal(err)
+	}
+	here := httptest.NewServer(w)
+	t.Cleanup(here.Close)
+	w.kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf("{apiVersion: v1, kind: Config, current-context: x, clusters: [{name: c, cluster: {server: %q}}], users: [{name: u}], contexts: [{name: x, context: {cluster: c, user: u}}]}", here.URL)
+	if err := os.WriteFile(w.kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *way) ServeHTTP(out http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPatch && slices.Contains(strings.Split(r.URL.Path, "/"), w.at.gvr.Resource) {
+		w.once.Do(func() {
+			w.pass.ServeHTTP(httptest.NewRecorder(), r)
+			close(w.gone)
+		})
+	}
+	if closed(w.gone) && !closed(w.back) {
+		panic(http.ErrAbortHandler)
+	}
+	w.pass.ServeHTTP(out, r)
+}
+
+func closed(c chan struct{}) bool {
 	select {
-	case <-w.ResultChan():
-	case <-time.After(patience):
-		t.Errorf("no %s is made", at)
+	case <-c:
+		return true
+	default:
+		return false
 	}
-	s.c.KillAPIServer()
-	if away == 0 {
-		err = <-done // it does not wait for the server
-	} else {
-		time.Sleep(away) // so long it is to be away
-	}
-	if start := s.c.StartAPIServer(); start != nil {
-		t.Fatal(start)
-	}
-	if away > 0 {
-		err = <-done
-	}
-	return err
 }

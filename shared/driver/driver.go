@@ -173,6 +173,8 @@ type ResolveRequest struct {
 	Requires  []string   // features that extensions require for this sandbox
 	Request   []byte     // sandbox.Spec.Request: secret
 	Preview   bool
+	// Note is told, in a sentence for people, what of the plan could not be judged, and why. Nil: nobody listens.
+	Note func(text string)
 }
 
 // CreateRequest is a sandbox to be made.

@@ -101,7 +101,12 @@ func (d *Driver) Resolve(ctx context.Context, r *driver.ResolveRequest) error {
 		return err
 	}
 	return d.do(ctx, "resolve", r.Identity.ID, func(ctx context.Context, c driverv1.DriverClient) error {
-		_, err := c.Resolve(ctx, req)
+		res, err := c.Resolve(ctx, req)
+		if r.Note != nil {
+			for _, text := range res.GetNotes() {
+				r.Note(text)
+			}
+		}
 		return err
 	})
 }

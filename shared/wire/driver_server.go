@@ -126,14 +126,16 @@ func (s *DriverServer) WorkspaceLayers(ctx context.Context, r *driverv1.Workspac
 
 // Resolve implements the service.
 func (s *DriverServer) Resolve(ctx context.Context, r *driverv1.ResolveRequest) (*driverv1.ResolveResponse, error) {
-	return &driverv1.ResolveResponse{}, s.with(func(d driver.Driver) error {
+	out := &driverv1.ResolveResponse{}
+	err := s.with(func(d driver.Driver) error {
 		p, ws, err := s.both(r.GetPlan(), r.GetWorkspace(), r.GetHasWorkspace())
 		if err != nil {
 			return err
 		}
 		return d.Resolve(ctx, &driver.ResolveRequest{Identity: who(r), Plan: p, Workspace: ws, Requires: r.GetRequires(),
-			Request: r.GetRequest(), Preview: r.GetPreview()})
+			Request: r.GetRequest(), Preview: r.GetPreview(), Note: func(text string) { out.Notes = append(out.Notes, text) }})
 	})
+	return out, err
 }
 
 // Create implements the service.

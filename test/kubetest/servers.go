@@ -210,7 +210,7 @@ func (c *Cluster) run(name string, args ...string) error {
 	s := &server{cmd: exec.Command(c.program, append([]string{name}, args...)...), done: make(chan struct{})}
 	s.cmd.Dir, s.cmd.Stdout, s.cmd.Stderr = c.dir, log, log
 	s.cmd.ExtraFiles = []*os.File{c.lifeline}
-	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.dir, "TMPDIR=" + c.dir, "LIFELINE_FD=3"}
+	s.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.dir, "TMPDIR=" + c.dir, "LIFELINE_FD=3", "GOGC=400"} // there is memory, and little of processors
 	if err := s.cmd.Start(); err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func (s *Server) PlanSandbox(ctx context.Context, r *gatewayv1.PlanSandboxReques
 	}
 	out := &gatewayv1.PlanSandboxResponse{Driver: p.Identity.Driver, Workspace: p.Identity.Workspace, Name: p.Identity.Name,
 		Fields: fields(p.Plan.Fields()), Active: p.Active, Without: p.Without, Observed: observations(p.Observed),
-		WorkspaceNotEnsured: p.WorkspacePlan == nil}
+		WorkspaceNotEnsured: p.WorkspacePlan == nil, Notes: p.Notes}
 	if p.WorkspacePlan != nil {
 		out.WorkspaceFields = fields(p.WorkspacePlan.Fields())
 	}

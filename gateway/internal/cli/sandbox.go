@@ -266,6 +266,9 @@ func planTable(t *table, p *gatewayv1.PlanSandboxResponse) {
 	for _, w := range p.Without {
 		t.line("without %s: it failed, and its bind is fail_open", w)
 	}
+	for _, n := range p.Notes {
+		t.line("%s", n)
+	}
 }
 
 func observed(t *table, o *gatewayv1.Observation) {

@@ -336,6 +336,11 @@ func TestAChainInACluster(t *testing.T) {
 			defer cancel()
 			seen := s.witness(ctx)
 			s.start()
+			preview, err := s.d.engine.Preview(t.Context(), engine.CreateRequest{Driver: "acme", Workspace: "team-a", Name: "one",
+				Spec: sandbox.Spec{Image: "registry.example/agent:1", Command: []string{"/bin/agent"}}})
+			if err != nil || (len(preview.Notes) == 1 && strings.Contains(preview.Notes[0], "is not there yet")) != tc.made {
+				t.Errorf("the plan, while the workspace has no namespace: %+v, %v", preview, err)
+			}
 			one, two := s.create("one"), s.create("two")
 			box := tc.box + "one"
 			want := map[string]string{

@@ -186,6 +186,7 @@ type planner struct {
 	op       *Operation
 	sb       *Sandbox
 	preview  bool
+	notes    []string // what the driver could not judge
 	prepared *pipeline.Prepared
 	wsPlan   *plan.Plan // nil where the workspace was never ensured
 	calls    []pipeline.CallReport
@@ -247,7 +248,8 @@ func (p *planner) plan(ctx context.Context, ws *Workspace) error {
 	p.leaveOut(prepared.Without)
 	p.sb.Layers, p.sb.Requires, p.op.Observed = prepared.Layers, prepared.Requires, prepared.Observed
 	return pipeline.Shorten(p.d.Driver.Resolve(ctx, &driver.ResolveRequest{Identity: p.sb.Identity, Request: p.sb.Spec.Request,
-		Plan: prepared.Plan, Workspace: p.wsPlan, Requires: p.sb.required(p.op.Without), Preview: p.preview}))
+		Plan: prepared.Plan, Workspace: p.wsPlan, Requires: p.sb.required(p.op.Without), Preview: p.preview,
+		Note: func(text string) { p.notes = append(p.notes, text) }}))
 }
 
 func (p *planner) leaveOut(names []string) {

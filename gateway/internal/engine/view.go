@@ -309,6 +309,7 @@ type Preview struct {
 	Active        []string
 	Without       []string
 	Observed      []pipeline.Observation
+	Notes         []string // what of the plan the driver could not judge, and why
 }
 
 // LatePoint is a point that an extension may set once it holds something.
@@ -350,7 +351,7 @@ func (e *Engine) Preview(ctx context.Context, r CreateRequest) (*Preview, error)
 	for _, b := range sb.Binds {
 		out.Active = append(out.Active, b.Extension)
 	}
-	out.Late = latePoints(d, out.Active)
+	out.Late, out.Notes = latePoints(d, out.Active), p.notes
 	return out, nil
 }
 

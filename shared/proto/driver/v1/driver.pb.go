@@ -794,7 +794,9 @@ func (x *ResolveRequest) GetRequest() []byte {
 }
 
 type ResolveResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What of the plan could not be judged, and why, in sentences for people.
+	Notes         []string `protobuf:"bytes,1,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -827,6 +829,13 @@ func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
 func (*ResolveResponse) Descriptor() ([]byte, []int) {
 	return file_driver_v1_driver_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ResolveResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
 }
 
 type CreateRequest struct {
@@ -2192,8 +2201,9 @@ const file_driver_v1_driver_proto_rawDesc = "" +
 	"\rhas_workspace\x18\x04 \x01(\bR\fhasWorkspace\x12\x1a\n" +
 	"\brequires\x18\x05 \x03(\tR\brequires\x12\x18\n" +
 	"\apreview\x18\x06 \x01(\bR\apreview\x12\x18\n" +
-	"\arequest\x18\a \x01(\fR\arequest\"\x11\n" +
-	"\x0fResolveResponse\"\xb9\x02\n" +
+	"\arequest\x18\a \x01(\fR\arequest\"'\n" +
+	"\x0fResolveResponse\x12\x14\n" +
+	"\x05notes\x18\x01 \x03(\tR\x05notes\"\xb9\x02\n" +
 	"\rCreateRequest\x12;\n" +
 	"\bidentity\x18\x01 \x01(\v2\x1f.sandgate.extension.v1.IdentityR\bidentity\x12\x1c\n" +
 	"\toperation\x18\x02 \x01(\tR\toperation\x12\x10\n" +

@@ -535,8 +535,10 @@ type PlanSandboxResponse struct {
 	Active              []string       `protobuf:"bytes,8,rep,name=active,proto3" json:"active,omitempty"`
 	Without             []string       `protobuf:"bytes,9,rep,name=without,proto3" json:"without,omitempty"`
 	Observed            []*Observation `protobuf:"bytes,10,rep,name=observed,proto3" json:"observed,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// What of the plan the driver could not judge, and why, in sentences for people.
+	Notes         []string `protobuf:"bytes,11,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PlanSandboxResponse) Reset() {
@@ -635,6 +637,13 @@ func (x *PlanSandboxResponse) GetWithout() []string {
 func (x *PlanSandboxResponse) GetObserved() []*Observation {
 	if x != nil {
 		return x.Observed
+	}
+	return nil
+}
+
+func (x *PlanSandboxResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -4160,7 +4169,7 @@ const file_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x04spec\x18\x04 \x01(\v2 .sandgate.gateway.v1.SandboxSpecR\x04spec\x12\x0e\n" +
 	"\x02id\x18\x05 \x01(\tR\x02id\"W\n" +
 	"\x12PlanSandboxRequest\x12A\n" +
-	"\x06create\x18\x01 \x01(\v2).sandgate.gateway.v1.CreateSandboxRequestR\x06create\"\xb2\x03\n" +
+	"\x06create\x18\x01 \x01(\v2).sandgate.gateway.v1.CreateSandboxRequestR\x06create\"\xc8\x03\n" +
 	"\x13PlanSandboxResponse\x12\x16\n" +
 	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x1c\n" +
 	"\tworkspace\x18\x02 \x01(\tR\tworkspace\x12\x12\n" +
@@ -4172,7 +4181,8 @@ const file_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x06active\x18\b \x03(\tR\x06active\x12\x18\n" +
 	"\awithout\x18\t \x03(\tR\awithout\x12<\n" +
 	"\bobserved\x18\n" +
-	" \x03(\v2 .sandgate.gateway.v1.ObservationR\bobserved\"\x99\x01\n" +
+	" \x03(\v2 .sandgate.gateway.v1.ObservationR\bobserved\x12\x14\n" +
+	"\x05notes\x18\v \x03(\tR\x05notes\"\x99\x01\n" +
 	"\x05Field\x12\x16\n" +
 	"\x06object\x18\x01 \x01(\tR\x06object\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
