@@ -168,7 +168,6 @@ func TestContributions(t *testing.T) {
 		{name: "the identity annotation", objects: pod(m{"annotations": m{podSandboxAnnotation: "other"}}, nil), want: fault.Denied, says: "openshell.io/sandbox-id"},
 		{name: "an identity label", objects: contribute(kindSandbox, mainObject, m{"metadata": m{"labels": m{sandboxLabel: "other"}}}), want: fault.Denied, says: "does not open"},
 		{name: "a mark on an object of its own", objects: contribute(kindConfigMap, "c", m{"metadata": m{"annotations": m{operationAnnotation: "other"}}}), want: fault.Denied, says: "does not open"},
-		{name: "a mark that is yet to come", objects: contribute(kindConfigMap, "c", m{"metadata": m{"annotations": m{"sandgate.dev/yet": "x"}}}), want: fault.Denied, says: "does not open"},
 		{name: "the agent's command", objects: agent(m{"command": []any{"evil"}}), want: fault.Denied, says: "agent.command"},
 		{name: "the agent's arguments", objects: agent(m{"args": []any{"evil"}}), want: fault.Denied, says: "agent.args"},
 		{name: "as whom the agent runs", objects: agent(m{"securityContext": m{"privileged": true}}), want: fault.Denied, says: "agent.securityContext"},

@@ -319,6 +319,7 @@ func TestWhatIsProtected(t *testing.T) {
 		"a mount above the workspace": {agent(m{"volumeMounts": []any{m{"mountPath": "/run", "name": "x"}}}), "/run/sandgate is the driver's"},
 		"the token beside the agent":  {pod(nil, m{"containers": []any{m{"name": "spy", "image": "i", "volumeMounts": []any{m{"mountPath": "/t", "name": tokenVolume}}}}}), "is reserved"},
 		"the mark of another run":     {pod(m{"annotations": m{exitedAnnotation: "x"}}, nil), "which the driver does not open"},
+		"a mark that is yet to come":  {contribute(kindConfigMap, "c", m{"metadata": m{"annotations": m{"sandgate.dev/yet": "x"}}}), "keys of this kind are the driver's"},
 		"the token, in a volume":      {pod(nil, m{"volumes": []any{m{"name": "t", "secret": m{"secretName": "team-a--box--token"}}}}), "none of the plan"},
 		"the token, projected":        {pod(nil, m{"volumes": []any{m{"name": "t", "projected": m{"sources": []any{m{"secret": m{"name": "team-b--box--token"}}}}}}}), "none of the plan"},
 		"the token, as variables":     {agent(m{"envFrom": []any{m{"secretRef": m{"name": "team-a--box--token"}}}}), "none of the plan"},
