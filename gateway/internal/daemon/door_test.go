@@ -37,7 +37,7 @@ type doorBase struct {
 	exits   []string                          // a command that ends by itself with the code 3 after a moment; nil: none
 	missing []string                          // a command with which the driver refuses the create itself; nil: none
 	far     func(t *testing.T) (block string) // starts what is behind the driver's block; nil: nothing is
-	slow    bool                              // a sandbox takes seconds: of what both generations do alike, the second does it
+	slow    bool                              // a sandbox takes long: of what both generations do alike, the second does it
 }
 
 // doorBases has a line for every built-in driver. Whoever adds one adds it here, and gets every check.
@@ -51,7 +51,7 @@ var doorBases = map[string]doorBase{
 		far: func(t *testing.T) string { return fmt.Sprintf("  command = %q\n", driverProgram(t, t.TempDir())) }},
 	"vm": {kind: "LaunchPlan", slow: true, image: "busybox", runs: untilTerm, exits: []string{"sh", "-c", "sleep 0.3; exit 3"},
 		far: func(t *testing.T) string { return vmtest.Settings(t, `stop_timeout = "2s"`) }},
-	"kubernetes": {grant: []string{"PodTemplate.template.metadata.labels", "PodTemplate.template.spec.containers.agent.image"},
+	"kubernetes": {slow: true, grant: []string{"PodTemplate.template.metadata.labels", "PodTemplate.template.spec.containers.agent.image"},
 		image: "registry.example/sandbox:1", runs: []string{"sleep", "600"}, far: func(t *testing.T) string {
 			c := kubetest.Use(t, kubetest.Beta)
 			ns := c.Namespace(t, nil)
