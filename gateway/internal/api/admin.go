@@ -194,12 +194,13 @@ func (s *Server) GetOperation(ctx context.Context, r *gatewayv1.GetOperationRequ
 	return s.withSteps(ctx, op)
 }
 
-// WatchOperation looks again at every change and sends the operation when it differs from what was sent.
+// WatchOperation looks again at every change and sends the operation when it differs from what was sent; once more when
+// the gateway stops, which waits for what is in flight: who waited for the last of it learns how it ended.
 func (s *Server) WatchOperation(r *gatewayv1.GetOperationRequest, stream gatewayv1.Gateway_WatchOperationServer) error {
 	sent := ""
 	changed, stop := s.engine.Subscribe(r.GetId())
 	defer stop()
-	for {
+	for stopping := false; ; {
 		m, err := s.GetOperation(stream.Context(), r)
 		if err != nil {
 			return err
@@ -213,7 +214,11 @@ func (s *Server) WatchOperation(r *gatewayv1.GetOperationRequest, stream gateway
 		if m.Ended != nil {
 			return nil
 		}
-		if err := await(stream.Context(), s.engine, changed); err != nil {
+		if stopping {
+			return errStopping
+		}
+		err = await(stream.Context(), s.engine, changed)
+		if stopping = errors.Is(err, errStopping); err != nil && !stopping {
 			return err
 		}
 	}

@@ -22,6 +22,9 @@ import (
 // asProgram makes the test binary the program itself: what a signal or a terminal is needed for.
 const asProgram = "SANDGATE_TEST_AS_PROGRAM"
 
+// environ is what the tests were started with: a site changes where caches are, and the compiler's is to stay.
+var environ = os.Environ()
+
 // examples builds the example extensions, once.
 var examples = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "examples")
@@ -29,7 +32,7 @@ var examples = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	build := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./ipam", "./tenant-namespace")
-	build.Dir, build.Env = "../../../examples", append(os.Environ(), "CGO_ENABLED=0")
+	build.Dir, build.Env = "../../../examples", append(environ, "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return dir, fmt.Errorf("%w: %s", err, out)
 	}

@@ -86,7 +86,7 @@ func TestBrokenSettings(t *testing.T) {
 	var golden strings.Builder
 	for _, c := range brokenSettings {
 		block := fmt.Sprintf("extension %q {\n  command = %q\n  config {\n%s\n  }\n}\n", c.extension, s.exampleOf(c.extension), indent(c.block))
-		s.write(block + "driver \"native\" {}\n")
+		s.write(block + fmt.Sprintf("driver \"native\" {}\ndriver \"acme\" {\n  base = \"native\"\n  bind %q {}\n}\n", c.extension))
 		offline, launched := s.findings(), s.findings("--launch")
 		if launched == "" {
 			t.Errorf("%s: nothing is wrong with it", c.name)

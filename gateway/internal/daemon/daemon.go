@@ -97,6 +97,9 @@ type openDriver struct {
 // when it is started again.
 const drainTimeout = 10 * time.Second
 
+// answerTimeout is how long whoever waits for an answer of the stopping gateway has to take it.
+const answerTimeout = 2 * time.Second
+
 // clearTimeout is how long a throwaway gateway has to remove what it made.
 const clearTimeout = 30 * time.Second
 
@@ -324,13 +327,16 @@ func (d *Daemon) stop(server *grpc.Server) error {
 	if d.opts.Throwaway {
 		d.clear()
 	}
+	d.log.Info("the gateway is stopping: it takes no new operations, and waits for those in flight", "timeout", drainTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	if err := d.engine.Drain(ctx); err != nil {
 		d.log.Warn("operations are in flight still; they go on when the gateway is started again")
 	}
-	err := d.engine.Close()
-	server.Stop()
+	err := d.engine.Close() // which ends the streams
+	late := time.AfterFunc(answerTimeout, server.Stop)
+	server.GracefulStop()
+	late.Stop()
 	d.doors.close() // nothing waits there any more: the engine has ended whatever was in flight
 	return errors.Join(err, d.close())
 }
