@@ -3,7 +3,7 @@
 .PHONY: build demo test unit generate lint bench check simulate mutants crash bench-docker bench-reload bench-vm bench-kubernetes bench-hops proto help clean
 
 build: ## build the gateway and the example extensions into bin/
-	CGO_ENABLED=0 go build -trimpath -o bin/sandgate ./gateway
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sandgate ./gateway
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/ ./drivers/vm/guest-init ./examples/ipam ./examples/tenant-namespace ./examples/route ./examples/device-claim ./examples/guest-dropin ./examples/driver-plugin
 
 demo: build ## a sandbox lives its whole life through two extensions, and what is killed is made good

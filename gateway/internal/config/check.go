@@ -497,14 +497,27 @@ func (c *checker) activation(b *activationBlock) Activation {
 	for i, w := range b.When {
 		c.single(i, w.Range, b.When[0].Range, "when")
 		out.Driver, out.Workspace, out.Image, out.Caller = w.Driver, w.Workspace, w.Image, w.Caller
-		for _, g := range append([]string{w.Driver, w.Workspace, w.Image}, w.Caller...) {
-			if _, err := filepath.Match(g, ""); err != nil {
-				c.wrong(w.Range, "Invalid glob", "%q is no glob: a bracket is not closed.", g)
+		c.glob(w.Driver, w.DriverRange)
+		c.glob(w.Workspace, w.WorkspaceRange)
+		c.glob(w.Image, w.ImageRange)
+		for _, caller := range w.Caller {
+			c.glob(caller, w.CallerRange)
+			if !callerForm.MatchString(caller) {
+				c.wrong(w.CallerRange, "Unknown caller", "%q is no caller: write \"uid:1000\", or \"cert:NAME\" with the common name of a client certificate; the rest may be a glob.", caller)
 			}
 		}
 	}
 	return out
 }
+
+func (c *checker) glob(pattern string, at hcl.Range) {
+	if _, err := filepath.Match(pattern, ""); err != nil {
+		c.wrong(at, "Invalid glob", "%q is no glob: a bracket is not closed.", pattern)
+	}
+}
+
+// callerForm is what can match a caller at all: one that could not would turn a rule off without a word.
+var callerForm = regexp.MustCompile(`^(uid:[0-9*?\[\]!-]+|cert:.+|[*?\[].*)$`)
 
 // chains finds an extension that stands twice in a flattened chain.
 func (c *checker) chains(out *Config) {

@@ -210,11 +210,15 @@ type activationBlock struct {
 }
 
 type whenBlock struct {
-	Driver    string    `hcl:"driver,optional"`
-	Workspace string    `hcl:"workspace,optional"`
-	Image     string    `hcl:"image,optional"`
-	Caller    []string  `hcl:"caller,optional"`
-	Range     hcl.Range `hcl:",def_range"`
+	Driver         string    `hcl:"driver,optional"`
+	DriverRange    hcl.Range `hcl:"driver,attr_value_range"`
+	Workspace      string    `hcl:"workspace,optional"`
+	WorkspaceRange hcl.Range `hcl:"workspace,attr_value_range"`
+	Image          string    `hcl:"image,optional"`
+	ImageRange     hcl.Range `hcl:"image,attr_value_range"`
+	Caller         []string  `hcl:"caller,optional"`
+	CallerRange    hcl.Range `hcl:"caller,attr_value_range"`
+	Range          hcl.Range `hcl:",def_range"`
 }
 
 // The defaults of the contract, §6.
