@@ -106,6 +106,24 @@ func TestHowAMachineEnds(t *testing.T) {
 	}
 }
 
+// What the console of an earlier run shows is not how the next one ended.
+func TestAPanicIsOfItsRun(t *testing.T) {
+	b := newKit(t).plan(nil, sh("[ -e /once ] && exec sleep 600; touch /once; sync; echo c >/proc/sysrq-trigger; sleep 60")).create()
+	if st := b.until(driver.Exited); st.Reason != "GuestPanicked" {
+		t.Fatalf("the first run ended as %s (%s)", st.Reason, st.Message)
+	}
+	if err := b.d.Start(t.Context(), &driver.StartRequest{Identity: b.Identity, Operation: b.Operation, Run: 2, Plan: b.Plan}); err != nil {
+		t.Fatal(err)
+	}
+	b.until(driver.Ready)
+	if err := b.qemu().Finish(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if st := b.until(driver.Exited); st.Reason != "MachineKilled" {
+		t.Errorf("the second run, whose QEMU was killed, ended as %s (%s)", st.Reason, st.Message)
+	}
+}
+
 // A machine that writes without end has its share of the disk, and who comes late still reads its last words.
 func TestALogIsBounded(t *testing.T) {
 	k := newKit(t)

@@ -303,6 +303,11 @@ func (d *Driver) begin(ctx context.Context, m *meta, r *driver.StartRequest) err
 			return host.Classify(err, "begin the run")
 		}
 	}
+	// What the console of the run before shows would be taken for how this one ends.
+	console := d.file(m.Identity.ID, consoleFile)
+	if err := os.Rename(console, console+".1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return host.Classify(err, "begin the run")
+	}
 	return d.launch(ctx, m, w, r)
 }
 
